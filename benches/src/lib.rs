@@ -1,0 +1,1 @@
+//! Benches by subject; see the files beside this one.

@@ -1,0 +1,1 @@
+//! Devices, frozen weights and differentiable fused ops.

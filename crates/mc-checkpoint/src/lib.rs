@@ -1,0 +1,1 @@
+//! Bytes on disk. Knows names and tensors, no architecture.

@@ -1,0 +1,1 @@
+//! Gradient checks, tolerances and golden files.

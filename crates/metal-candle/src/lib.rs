@@ -1,0 +1,1 @@
+//! Thin facade over the crates of this workspace. No logic here.

@@ -1,0 +1,1 @@
+//! Programs that use metal-candle; see the files beside this one.
