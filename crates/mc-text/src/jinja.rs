@@ -1,0 +1,154 @@
+//! The jinja dialect of chat templates, as transformers sets it up. Knows templates and values, no messages.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use crate::json::{Style, dumps};
+
+/// The filter that stands for `{% generation %}`.
+pub(crate) const GENERATION: &str = "_generation";
+
+/// An environment with everything but the templates.
+pub(crate) fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_filter(GENERATION, |body: String| body);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    Ok(environment)
+}
+
+/// Puts tags that the engine knows in place of `{% generation %}` and `{% endgeneration %}`; none if there are none.
+///
+/// A filter block can see and mark what is inside; `with` gives the block the scope of its own that it has in
+/// transformers. White-space control stays where it was written.
+pub(crate) fn without_generation_tags(source: &str) -> Option<String> {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut found = false;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inside = &tag[2..end];
+        let open = &inside[..usize::from(inside.starts_with(['-', '+']))];
+        let inside = &inside[open.len()..];
+        let close = &inside[inside.len() - usize::from(inside.ends_with(['-', '+']))..];
+        match inside[..inside.len() - close.len()].trim() {
+            "generation" => out.push_str(&format!(
+                "{{%{open} with -%}}{{%- filter {GENERATION} {close}%}}"
+            )),
+            "endgeneration" => {
+                out.push_str(&format!("{{%{open} endfilter -%}}{{%- endwith {close}%}}"))
+            }
+            _ => {
+                // Only the opening: there may be a tag inside what looked like one.
+                out.push_str("{%");
+                rest = &tag[2..];
+                continue;
+            }
+        }
+        found = true;
+        rest = &tag[end + 2..];
+    }
+    out.push_str(rest);
+    found.then_some(out)
+}
+
+/// The words of the template, if it was the template that raised the error.
+pub(crate) fn raised(error: &Error) -> Option<&str> {
+    let raised = std::error::Error::source(error)?.downcast_ref::<Raised>()?;
+    Some(&raised.0)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(
+        Error::new(ErrorKind::InvalidOperation, "raised by the template")
+            .with_source(Raised(message)),
+    )
+}
+
+/// The local time in the given format.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, &jiff::Zoned::now())
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// `json.dumps`, not jinja's own filter: that one escapes HTML.
+fn tojson(value: Value, ensure_ascii: Option<bool>, arguments: Kwargs) -> Result<Value, Error> {
+    let wrong = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"));
+    let indent = match arguments.get::<Option<Value>>("indent")? {
+        Some(indent) if indent.kind() == ValueKind::String => Some(indent.to_string()),
+        Some(indent) if !indent.is_none() => {
+            let width = usize::try_from(indent).map_err(|_| wrong("indent is no small number"))?;
+            // Wider than any template asks for, and too narrow to fill the memory.
+            Some(" ".repeat(width.min(64)))
+        }
+        _ => None,
+    };
+    let separators = match arguments
+        .get::<Option<Vec<String>>>("separators")?
+        .as_deref()
+    {
+        None => None,
+        Some([item, key]) => Some((item.clone(), key.clone())),
+        Some(_) => return Err(wrong("separators are no pair")),
+    };
+    let style = Style {
+        ensure_ascii: arguments
+            .get::<Option<bool>>("ensure_ascii")?
+            .or(ensure_ascii)
+            .unwrap_or(false),
+        indent,
+        separators,
+        sort_keys: arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    arguments.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(wrong("the value is undefined"));
+    }
+    let value = serde_json::to_value(&value).map_err(|error| wrong(&error.to_string()))?;
+    Ok(Value::from_safe_string(dumps(&value, &style)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_tags_become_filter_blocks() {
+        let check = |source: &str, expected: Option<&str>| {
+            assert_eq!(
+                without_generation_tags(source).as_deref(),
+                expected,
+                "{source}"
+            );
+        };
+        check("{% if generation %}{% endif %} {% x", None);
+        check(
+            "é{%- generation -%}a{% endgeneration +%}",
+            Some("é{%- with -%}{%- filter _generation -%}a{% endfilter -%}{%- endwith +%}"),
+        );
+        check(
+            "{%generation%}{%-%}",
+            Some("{% with -%}{%- filter _generation %}{%-%}"),
+        );
+    }
+}

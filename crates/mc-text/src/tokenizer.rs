@@ -1,0 +1,269 @@
+//! Text to token ids and back, as tokenizer.json says. Knows nothing about conversations.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::AddedToken;
+
+use crate::config::TokenizerConfig;
+use crate::error::one_line;
+use crate::{Detokenizer, Error, Result, TokenizerFiles};
+
+/// A tokenizer with its special tokens; a clone shares everything.
+///
+/// It encodes as transformers does with the same files, but never truncates and never pads, whatever tokenizer.json
+/// asks for: both would change training data without a word.
+///
+/// ```no_run
+/// use mc_text::Tokenizer;
+///
+/// let tokenizer = Tokenizer::load("models/qwen2.5-0.5b")?;
+/// let ids = tokenizer.encode("Hello, world", true)?;
+/// assert_eq!(tokenizer.decode(&ids, true)?, "Hello, world");
+/// # Ok::<(), mc_text::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    file: PathBuf,
+    tokenizer: tokenizers::Tokenizer,
+    named_tokens: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("file", &self.shared.file)
+            .field("vocab_size", &self.vocab_size())
+            .field("named_tokens", &self.shared.named_tokens)
+            .finish()
+    }
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a model directory.
+    pub fn load(directory: impl AsRef<Path>) -> Result<Self> {
+        Self::from_files(&TokenizerFiles::read(directory)?)
+    }
+
+    /// Makes a tokenizer of files in memory.
+    pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
+        let file = files.directory.join("tokenizer.json");
+        let malformed = |error: tokenizers::Error| Error::Malformed {
+            file: file.clone(),
+            reason: one_line(error),
+        };
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&files.tokenizer_json)
+            .map_err(|error| not_a_tokenizer(&file, &files.tokenizer_json, error))?;
+        tokenizer.with_truncation(None).map_err(malformed)?;
+        tokenizer.with_padding(None);
+
+        let config = TokenizerConfig::parse(files)?;
+        // What the configuration says of an added token goes over what tokenizer.json says.
+        tokenizer
+            .add_tokens(config.added_tokens.iter().cloned())
+            .map_err(malformed)?;
+        let missing = missing_special_tokens(&tokenizer, &config);
+        tokenizer.add_tokens(missing).map_err(malformed)?;
+
+        let named_tokens = config
+            .named_tokens
+            .into_iter()
+            .map(|(name, token)| (name, token.content))
+            .collect();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                file,
+                tokenizer,
+                named_tokens,
+            }),
+        })
+    }
+
+    /// The ids of `text`; with `add_special_tokens` also those that the tokenizer puts around a text, such as BOS.
+    ///
+    /// Special tokens written out in `text` become their ids. A rendered chat template has them all: encode it with
+    /// `add_special_tokens` false.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .shared
+            .tokenizer
+            .encode_fast(text, add_special_tokens)
+            .map_err(|e| self.cannot_encode(e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text`, without special tokens around it, and for each whether it stands for any of the bytes in
+    /// `ranges`, as [`ChatTemplate::render_with_assistant_ranges`](crate::ChatTemplate::render_with_assistant_ranges)
+    /// gives them (ascending, apart).
+    pub fn encode_with_mask(
+        &self,
+        text: &str,
+        ranges: &[Range<usize>],
+    ) -> Result<(Vec<u32>, Vec<bool>)> {
+        let encoding = self
+            .shared
+            .tokenizer
+            .encode(text, false)
+            .map_err(|e| self.cannot_encode(e))?;
+        let covered = |&(start, end): &(usize, usize)| {
+            let next = ranges.partition_point(|range| range.end < end.max(start + 1));
+            // A byte-level tokenizer trims white space off its offsets, so that a token of nothing else is empty and
+            // stands at its own end.
+            ranges[next.min(ranges.len())..]
+                .iter()
+                .chain(next.checked_sub(1).map(|previous| &ranges[previous]))
+                .take(2)
+                .any(|range| range.start < end && (start < range.end || end <= range.end))
+        };
+        let mask = encoding.get_offsets().iter().map(covered).collect();
+        Ok((encoding.get_ids().to_vec(), mask))
+    }
+
+    /// The text of `ids`, with or without special tokens; ids outside the vocabulary have no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.shared
+            .tokenizer
+            .decode(ids, skip_special)
+            .map_err(|error| Error::Decode {
+                file: self.shared.file.clone(),
+                reason: one_line(error),
+            })
+    }
+
+    /// A detokenizer for ids that come one by one.
+    pub fn detokenizer(&self, skip_special: bool) -> Detokenizer {
+        Detokenizer::new(self.clone(), skip_special)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.shared.tokenizer.token_to_id(token)
+    }
+
+    /// A token as the vocabulary spells it, which is not always its text.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.shared.tokenizer.id_to_token(id)
+    }
+
+    /// How many tokens there are, added ones included; a model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.tokenizer.get_vocab_size(true)
+    }
+
+    /// Whether `id` is a special token: one that `decode` can skip.
+    pub fn is_special(&self, id: u32) -> bool {
+        let vocabulary = self.shared.tokenizer.get_added_vocabulary();
+        vocabulary
+            .simple_id_to_token(id)
+            .is_some_and(|token| vocabulary.is_special_token(&token))
+    }
+
+    /// The text of the special token of this name in tokenizer_config.json: `bos_token`, `image_token`, ….
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.shared.named_tokens.get(name).map(String::as_str)
+    }
+
+    /// The id of the special token of this name in tokenizer_config.json.
+    pub fn special_token_id(&self, name: &str) -> Option<u32> {
+        self.token_to_id(self.special_token(name)?)
+    }
+
+    /// The token that begins a sequence.
+    pub fn bos_token(&self) -> Option<&str> {
+        self.special_token("bos_token")
+    }
+
+    /// The id of the token that begins a sequence.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.special_token_id("bos_token")
+    }
+
+    /// The token that ends a sequence; generation_config.json may name more.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.special_token("eos_token")
+    }
+
+    /// The id of the token that ends a sequence.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.special_token_id("eos_token")
+    }
+
+    /// The token that fills up a batch.
+    pub fn pad_token(&self) -> Option<&str> {
+        self.special_token("pad_token")
+    }
+
+    /// The id of the token that fills up a batch.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        self.special_token_id("pad_token")
+    }
+
+    /// The token for what the vocabulary cannot spell.
+    pub fn unk_token(&self) -> Option<&str> {
+        self.special_token("unk_token")
+    }
+
+    /// The id of the token for what the vocabulary cannot spell.
+    pub fn unk_token_id(&self) -> Option<u32> {
+        self.special_token_id("unk_token")
+    }
+
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.shared.tokenizer
+    }
+
+    pub(crate) fn file(&self) -> &Path {
+        &self.shared.file
+    }
+
+    fn cannot_encode(&self, error: tokenizers::Error) -> Error {
+        Error::Encode {
+            file: self.shared.file.clone(),
+            reason: one_line(error),
+        }
+    }
+}
+
+/// Special tokens of the configuration that are not among the added tokens yet, as transformers adds them: only added
+/// tokens are found in a text as one piece, and skipped on decoding.
+fn missing_special_tokens(
+    tokenizer: &tokenizers::Tokenizer,
+    config: &TokenizerConfig,
+) -> Vec<AddedToken> {
+    let known = tokenizer.get_added_vocabulary().get_vocab();
+    let named = config.named_tokens.iter().map(|(_, token)| AddedToken {
+        special: true,
+        ..token.clone()
+    });
+    named
+        .chain(config.extra_tokens.iter().cloned())
+        .filter(|token| !known.contains_key(&token.content))
+        .collect()
+}
+
+/// Says what is wrong with a tokenizer.json better than the parser of its untagged enums does.
+fn not_a_tokenizer(file: &Path, bytes: &[u8], error: tokenizers::Error) -> Error {
+    let reason = match serde_json::from_slice::<Value>(bytes) {
+        Err(error) => format!("not valid JSON: {}", one_line(error)),
+        Ok(json) if !json.get("model").is_some_and(Value::is_object) => {
+            return Error::Field {
+                file: file.to_path_buf(),
+                field: "model".into(),
+                found: "missing or no object".into(),
+                expected: "the object of a tokenizer model",
+            };
+        }
+        Ok(_) => one_line(error),
+    };
+    Error::Malformed {
+        file: file.to_path_buf(),
+        reason,
+    }
+}
