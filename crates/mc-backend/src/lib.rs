@@ -1,1 +1,22 @@
-//! Devices, frozen weights and differentiable fused ops.
+//! Devices, frozen weights and differentiable fused ops: what every model of this workspace is made of.
+//!
+//! The ops of [`ops`] differ from candle's in three ways. Frozen matrices ([`Weight`]) are fields of an op and never
+//! inputs of the graph, so no gradient is computed for them. Every op has a gradient: where candle's fused ones cut
+//! the graph silently, these do not. And each has two implementations, a fused one for `f32` on the CPU and a composed
+//! one of plain candle ops for every device and dtype, which the tests hold together.
+//!
+//! Knows nothing of architectures, files or text. Functions return candle's own [`candle_core::Result`], so that
+//! they mix with candle code.
+
+pub mod device;
+mod graft;
+mod kernels;
+pub mod ops;
+pub mod random;
+pub mod tensor;
+pub mod weight;
+
+pub use device::DeviceExt;
+pub use random::{Purpose, Stream};
+pub use tensor::TensorExt;
+pub use weight::Weight;

@@ -1,0 +1,178 @@
+//! Gives a computed value a gradient: the one door through which our ops enter candle's graph.
+//!
+//! Candle records an op of ours only as a `CustomOp1/2/3`, and such an op must produce its storage in `*_fwd`. So an
+//! op here computes its value first, by whatever means, and is then grafted: a custom op that hands out the value it
+//! was given, and whose backward is a closure. What the closure needs of the forward pass, it captures.
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage, Tensor,
+    bail,
+};
+use std::sync::Mutex;
+
+type Backward = Box<dyn Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
+
+/// What an op computed: a fresh buffer of a CPU kernel, or a tensor of any device.
+pub(crate) enum Value {
+    Cpu(Vec<f32>, Shape),
+    Tensor(Tensor),
+}
+
+impl Value {
+    pub(crate) fn cpu(data: Vec<f32>, shape: impl Into<Shape>) -> Self {
+        Self::Cpu(data, shape.into())
+    }
+}
+
+/// `value` as a tensor that depends on `args` through `backward`: gradient of the value → gradient of each argument,
+/// in order, `None` where an argument has none.
+pub(crate) fn graft<const N: usize>(
+    args: [&Tensor; N],
+    value: Value,
+    backward: impl Fn(&Tensor) -> Result<[Option<Tensor>; N]> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if !args.iter().any(|a| a.track_op()) {
+        return match value {
+            Value::Cpu(data, shape) => Tensor::from_vec(data, shape, args[0].device()),
+            Value::Tensor(t) => Ok(t.detach()),
+        };
+    }
+    let (storage, shape) = match value {
+        Value::Cpu(data, shape) => (Storage::Cpu(CpuStorage::F32(data)), shape),
+        Value::Tensor(t) => {
+            let whole = t.is_contiguous() && t.layout().start_offset() == 0;
+            let t = if whole { t } else { t.force_contiguous()? };
+            let (storage, layout) = t.storage_and_layout();
+            (storage.try_clone(layout)?, layout.shape().clone())
+        }
+    };
+    let op = Graft {
+        value: Mutex::new(Some(storage)),
+        shape,
+        backward: Box::new(move |g| Ok(Vec::from(backward(&g.contiguous()?)?))),
+    };
+    match args.as_slice() {
+        [a] => a.apply_op1(op),
+        [a, b] => a.apply_op2(b, op),
+        [a, b, c] => a.apply_op3(b, c, op),
+        _ => bail!("an op has one to three differentiable arguments, this one has {N}"),
+    }
+}
+
+struct Graft {
+    value: Mutex<Option<Storage>>,
+    shape: Shape,
+    backward: Backward,
+}
+
+impl Graft {
+    fn take(&self) -> Result<Storage> {
+        let mut value = self.value.lock().map_err(|_| candle_core::Error::msg("a graft was poisoned"))?;
+        value.take().ok_or_else(|| candle_core::Error::msg("a graft was run twice"))
+    }
+    fn cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            Storage::Cpu(s) => Ok((s, self.shape.clone())),
+            _ => bail!("arguments on the CPU, value elsewhere"),
+        }
+    }
+    fn cuda(&self) -> Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            Storage::Cuda(s) => Ok((s, self.shape.clone())),
+            _ => bail!("arguments on CUDA, value elsewhere"),
+        }
+    }
+    fn metal(&self) -> Result<(MetalStorage, Shape)> {
+        match self.take()? {
+            Storage::Metal(s) => Ok((s, self.shape.clone())),
+            _ => bail!("arguments on Metal, value elsewhere"),
+        }
+    }
+    fn grads<const N: usize>(&self, grad: &Tensor) -> Result<[Option<Tensor>; N]> {
+        let grads = (self.backward)(grad)?;
+        grads.try_into().map_err(|_| candle_core::Error::msg("a graft returned the wrong number of gradients"))
+    }
+}
+
+impl CustomOp1 for Graft {
+    fn name(&self) -> &'static str {
+        "graft1"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let [a] = self.grads(grad)?;
+        Ok(a)
+    }
+}
+
+impl CustomOp2 for Graft {
+    fn name(&self) -> &'static str {
+        "graft2"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [a, b] = self.grads(grad)?;
+        Ok((a, b))
+    }
+}
+
+type Three = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+impl CustomOp3 for Graft {
+    fn name(&self) -> &'static str {
+        "graft3"
+    }
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.cpu()
+    }
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.cuda()
+    }
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        self.metal()
+    }
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Three> {
+        let [a, b, c] = self.grads(grad)?;
+        Ok((a, b, c))
+    }
+}

@@ -1,0 +1,59 @@
+//! CPU kernels over plain `f32` slices. Know nothing of graphs or gradients; [`crate::ops`] gives them those.
+//!
+//! Work is cut into units whose size does not depend on the number of threads, and each output element is computed
+//! within one unit, so results are the same bit for bit on one thread or many.
+
+pub(crate) mod attention;
+pub(crate) mod gemm;
+pub(crate) mod rows;
+pub(crate) mod simd;
+
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+use std::ops::Deref;
+
+/// Whether the fused kernels serve this tensor: `f32` on the CPU.
+pub(crate) fn serve(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// The elements of a contiguous `f32` tensor on the CPU.
+pub(crate) fn slice(x: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
+    struct Elements<G>(G, usize, usize);
+    impl<G: Deref<Target = Storage>> Deref for Elements<G> {
+        type Target = [f32];
+        fn deref(&self) -> &[f32] {
+            match &*self.0 {
+                Storage::Cpu(CpuStorage::F32(v)) => &v[self.1..self.2],
+                _ => &[],
+            }
+        }
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("kernel argument is not contiguous") };
+    if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) {
+        bail!("kernel argument is not f32 on the CPU")
+    }
+    Ok(Elements(storage, start, end))
+}
+
+/// A pointer that units of parallel work may share; each writes its own elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: a `Shared` is only made from a `&mut [f32]` that outlives the parallel section, and every unit of work
+// that dereferences it writes elements no other unit touches (stated where it is used).
+#[allow(unsafe_code)]
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(crate) fn new(data: &mut [f32]) -> Self {
+        Self(data.as_mut_ptr())
+    }
+    /// The pointer to element `offset`, for the kernels that prove that it is in bounds and theirs.
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}

@@ -1,0 +1,234 @@
+//! Kernels that work on one row at a time: norms, gates, rotation, cross-entropy. Rows are independent, so they run in
+//! parallel over blocks of rows.
+
+use super::simd::{dot, exp, max, simd, sum_of};
+use rayon::prelude::*;
+
+/// Elements one unit of work handles: large enough that handing it to a thread costs nothing beside it.
+const UNIT: usize = 16 * 1024;
+
+/// Calls `f(first row, rows of out)` for blocks of rows `width` wide.
+fn blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
+    let rows = (UNIT / width.max(1)).max(1);
+    out.par_chunks_mut(rows * width.max(1)).enumerate().for_each(|(u, block)| f(u * rows, block));
+}
+
+/// `y = x / √(mean(x²) + eps) · w`
+pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let d = w.len();
+    blocks(y, d, |first, block| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, y) in block.chunks_exact_mut(d).enumerate() {
+                    let x = &x[(first + i) * d..(first + i + 1) * d];
+                    let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        *y = x * r * w;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Gradient of [`rms_norm`]: with `r = 1/√(mean(x²) + eps)` and `h = g·w`, `dx = r·h − x·r³·mean(h·x)`.
+pub(crate) fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, g: &[f32], dx: &mut [f32]) {
+    let d = w.len();
+    blocks(dx, d, |first, block| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, dx) in block.chunks_exact_mut(d).enumerate() {
+                    let row = (first + i) * d..(first + i + 1) * d;
+                    let (x, g) = (&x[row.clone()], &g[row]);
+                    let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+                    for ((h, g), w) in dx.iter_mut().zip(g).zip(w) {
+                        *h = g * w;
+                    }
+                    let pull = r * r * r * dot(dx, x) / d as f32;
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        *dx = *dx * r - x * pull;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Mean and `1/√(variance + eps)` of a row.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let d = x.len() as f32;
+    let mean = sum_of(x, |v| v) / d;
+    let variance = sum_of(x, |v| (v - mean) * (v - mean)) / d;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+/// `y = (x − mean) / √(variance + eps) · w + b`
+pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32, y: &mut [f32]) {
+    let d = w.len();
+    blocks(y, d, |first, block| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, y) in block.chunks_exact_mut(d).enumerate() {
+                    let x = &x[(first + i) * d..(first + i + 1) * d];
+                    let (mean, r) = moments(x, eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        *y = (x - mean) * r * w;
+                    }
+                    if let Some(b) = b {
+                        y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Gradient of [`layer_norm`]: with `n = (x − mean)·r` and `h = g·w`, `dx = r·(h − mean(h) − n·mean(h·n))`.
+pub(crate) fn layer_norm_backward(x: &[f32], w: &[f32], eps: f32, g: &[f32], dx: &mut [f32]) {
+    let d = w.len();
+    blocks(dx, d, |first, block| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, dx) in block.chunks_exact_mut(d).enumerate() {
+                    let row = (first + i) * d..(first + i + 1) * d;
+                    let (x, g) = (&x[row.clone()], &g[row]);
+                    let (mean, r) = moments(x, eps);
+                    for ((h, g), w) in dx.iter_mut().zip(g).zip(w) {
+                        *h = g * w;
+                    }
+                    let mean_h = sum_of(dx, |v| v) / d as f32;
+                    let mean_hn = (dot(dx, x) - mean * mean_h * d as f32) * r / d as f32;
+                    for (dx, x) in dx.iter_mut().zip(x) {
+                        *dx = r * (*dx - mean_h - (x - mean) * r * mean_hn);
+                    }
+                }
+            },
+        );
+    });
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `y = gate·σ(gate)·up`
+pub(crate) fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    blocks(y, 1, |first, y| {
+        simd(
+            #[inline(always)]
+            || {
+                let (gate, up) = (&gate[first..first + y.len()], &up[first..first + y.len()]);
+                for ((y, x), u) in y.iter_mut().zip(gate).zip(up) {
+                    *y = x * sigmoid(*x) * u;
+                }
+            },
+        );
+    });
+}
+
+/// Gradients of [`swiglu`] in both arguments, `silu'(x) = σ·(1 + x·(1 − σ))`.
+pub(crate) fn swiglu_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+    let units = d_gate.par_chunks_mut(UNIT).zip(d_up.par_chunks_mut(UNIT)).enumerate();
+    units.for_each(|(i, (d_gate, d_up))| {
+        simd(
+            #[inline(always)]
+            || {
+                let range = i * UNIT..i * UNIT + d_up.len();
+                let (gate, up, g) = (&gate[range.clone()], &up[range.clone()], &g[range]);
+                for i in 0..g.len() {
+                    let s = sigmoid(gate[i]);
+                    d_gate[i] = g[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                    d_up[i] = g[i] * gate[i] * s;
+                }
+            },
+        );
+    });
+}
+
+/// `y = x·Φ(x)` and its derivative `Φ(x) + x·φ(x)`, with the normal distribution function `Φ` by `erf`.
+pub(crate) fn gelu(x: &[f32], y: &mut [f32]) {
+    blocks(y, 1, |first, y| y.iter_mut().zip(&x[first..]).for_each(|(y, x)| *y = x * normal_cdf(*x)));
+}
+
+/// Gradient of [`gelu`].
+pub(crate) fn gelu_backward(x: &[f32], g: &[f32], dx: &mut [f32]) {
+    blocks(dx, 1, |first, dx| {
+        for ((dx, x), g) in dx.iter_mut().zip(&x[first..]).zip(&g[first..]) {
+            let density = (-0.5 * x * x).exp() * 0.398_942_3;
+            *dx = g * (normal_cdf(*x) + x * density);
+        }
+    });
+}
+
+fn normal_cdf(x: f32) -> f32 {
+    (0.5 * (1.0 + candle_core::cpu::erf::erf_f64(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))) as f32
+}
+
+/// Rotates pairs `(x[i], x[i + half])` of every head by the angle of its position.
+///
+/// `x` is rows of `heads · 2·half`; `cos` and `sin` hold `half` numbers per position; `position(row)` says which.
+/// `sign` −1 turns back, which is the gradient.
+pub(crate) fn rope(
+    x: &[f32],
+    (heads, half): (usize, usize),
+    (cos, sin): (&[f32], &[f32]),
+    position: impl Fn(usize) -> usize + Send + Sync,
+    sign: f32,
+    y: &mut [f32],
+) {
+    let width = heads * 2 * half;
+    blocks(y, width, |first, block| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, y) in block.chunks_exact_mut(width).enumerate() {
+                    let row = first + i;
+                    let at = position(row) * half;
+                    let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                    let x = &x[row * width..(row + 1) * width];
+                    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+                        let (x1, x2) = x.split_at(half);
+                        let (y1, y2) = y.split_at_mut(half);
+                        for j in 0..half {
+                            let s = sign * sin[j];
+                            y1[j] = x1[j] * cos[j] - x2[j] * s;
+                            y2[j] = x2[j] * cos[j] + x1[j] * s;
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Cross-entropy of each row of logits against its target, `ln Σ eˣ − x[target]`; the row becomes its gradient,
+/// softmax minus one-hot, where `want_gradient`.
+pub(crate) fn cross_entropy(logits: &mut [f32], targets: &[u32], want_gradient: bool, losses: &mut [f32]) {
+    let v = logits.len() / targets.len().max(1);
+    let rows = logits.par_chunks_mut(v.max(1)).zip(targets).zip(losses);
+    rows.for_each(|((row, target), loss)| {
+        simd(
+            #[inline(always)]
+            || {
+                let top = max(row);
+                let at_target = row[*target as usize];
+                if !want_gradient {
+                    *loss = sum_of(row, |x| exp(x - top)).ln() + top - at_target;
+                    return;
+                }
+                row.iter_mut().for_each(|x| *x = exp(*x - top));
+                let sum = sum_of(row, |x| x);
+                *loss = sum.ln() + top - at_target;
+                let inverse = 1.0 / sum;
+                row.iter_mut().for_each(|x| *x *= inverse);
+                row[*target as usize] -= 1.0;
+            },
+        );
+    });
+}

@@ -1,0 +1,217 @@
+//! Vector primitives, compiled for each instruction set and chosen at run time.
+//!
+//! Loops are written over fixed-size lanes, which the compiler turns into vector instructions of whatever width
+//! [`simd`] has enabled. Sums run over 16 partial sums that are added in a fixed order.
+
+use half::{bf16, f16};
+
+const LANES: usize = 16;
+
+/// Runs `f` compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
+#[inline]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// An element that a kernel can widen to `f32`.
+pub(crate) trait Element: Copy + Send + Sync {
+    fn widen(self) -> f32;
+}
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+impl Element for f16 {
+    /// Without a branch, so that it vectorises: the exponent is rebased by a multiplication, which also makes
+    /// subnormal numbers right; infinities and NaN get the full exponent.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = bits & 0x7FFF;
+        let finite = f32::from_bits(magnitude << 13) * f32::from_bits((254 - 15) << 23);
+        let special = if magnitude >= 0x7C00 { 0xFF << 23 } else { 0 };
+        f32::from_bits(finite.to_bits() | special | (bits & 0x8000) << 16)
+    }
+}
+
+#[inline(always)]
+pub(crate) fn widen<T: Element>(from: &[T], to: &mut [f32]) {
+    for (t, f) in to.iter_mut().zip(from) {
+        *t = f.widen();
+    }
+}
+
+#[inline(always)]
+fn total(sums: [f32; LANES]) -> f32 {
+    let mut sums = sums;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// `Σ a[i]·b[i]`
+#[inline(always)]
+pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
+    const UNROLL: usize = 4;
+    let mut sums = [[0f32; LANES]; UNROLL];
+    let (mut ca, mut cb) = (a.chunks_exact(LANES * UNROLL), b.chunks_exact(LANES * UNROLL));
+    for (a, b) in (&mut ca).zip(&mut cb) {
+        for (u, sum) in sums.iter_mut().enumerate() {
+            for i in 0..LANES {
+                sum[i] = a[u * LANES + i].widen().mul_add(b[u * LANES + i], sum[i]);
+            }
+        }
+    }
+    let mut sum = [0f32; LANES];
+    for s in sums {
+        for i in 0..LANES {
+            sum[i] += s[i];
+        }
+    }
+    let (ra, rb) = (ca.remainder(), cb.remainder());
+    for (i, (a, b)) in ra.iter().zip(rb).enumerate() {
+        sum[i % LANES] = a.widen().mul_add(*b, sum[i % LANES]);
+    }
+    total(sum)
+}
+
+/// `y += a·x`
+#[inline(always)]
+pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(*x, *y);
+    }
+}
+
+/// `Σ f(x[i])` with 16 partial sums.
+#[inline(always)]
+pub(crate) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for c in &mut chunks {
+        for i in 0..LANES {
+            sums[i] += f(c[i]);
+        }
+    }
+    for (i, v) in chunks.remainder().iter().enumerate() {
+        sums[i] += f(*v);
+    }
+    total(sums)
+}
+
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for c in &mut chunks {
+        for i in 0..LANES {
+            maxima[i] = if c[i] > maxima[i] { c[i] } else { maxima[i] };
+        }
+    }
+    let rest = chunks.remainder().iter().copied();
+    maxima.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `eˣ` with a relative error below 2·10⁻⁷; 0 below −87.3, capped above 88.
+///
+/// `x = n·ln 2 + r`, `|r| ≤ ½ ln 2`; `eʳ` by its Taylor polynomial of degree 7 and `2ⁿ` by the exponent bits
+/// (Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter 6). NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer in the low mantissa bits
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -88.0 { -88.0 } else { clamped };
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
+    if x < -87.3 { 0.0 } else { p * scale }
+}
+
+/// Softmax in place over `x·scale`; the sum of a row whose every element is −∞ is 0, and so is the row.
+#[inline(always)]
+pub(crate) fn softmax(x: &mut [f32], scale: f32) {
+    let top = max(x) * scale;
+    if top == f32::NEG_INFINITY {
+        x.fill(0.0);
+        return;
+    }
+    for v in x.iter_mut() {
+        *v = exp(v.mul_add(scale, -top));
+    }
+    let inverse = 1.0 / sum_of(x, |v| v);
+    for v in x.iter_mut() {
+        *v *= inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_its_stated_error() {
+        let mut worst = 0f64;
+        for i in -873_000..=880_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(simd(|| exp(x))) - exact).abs() / exact);
+        }
+        assert!(worst < 2e-7, "{worst}");
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-200.0), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(1000.0) > 1e38);
+    }
+
+    #[test]
+    fn every_half_number_widens_exactly() {
+        for bits in 0..=u16::MAX {
+            let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            assert!(h.widen().to_bits() == h.to_f32().to_bits() || h.is_nan() && h.widen().is_nan(), "{bits:x}");
+            assert!(b.widen().to_bits() == b.to_f32().to_bits() || b.is_nan() && b.widen().is_nan(), "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn dot_sum_and_max_on_odd_lengths() {
+        for n in [0, 1, 15, 16, 17, 63, 64, 65, 130, 1001] {
+            let a: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+            let b: Vec<f32> = (0..n).map(|i| ((i * 53 % 89) as f32 - 40.0) / 64.0).collect();
+            let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(simd(|| dot(&a, &b))) - exact).abs() < 1e-3, "{n}");
+            let sum: f64 = a.iter().map(|a| f64::from(*a)).sum();
+            assert!((f64::from(simd(|| sum_of(&a, |v| v))) - sum).abs() < 1e-3, "{n}");
+            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+
+    #[test]
+    fn softmax_of_a_masked_row_is_zero() {
+        let mut row = [f32::NEG_INFINITY; 5];
+        softmax(&mut row, 0.5);
+        assert_eq!(row, [0.0; 5]);
+        let mut row = [1.0, f32::NEG_INFINITY, 1.0];
+        softmax(&mut row, 2.0);
+        assert_eq!(row, [0.5, 0.0, 0.5]);
+    }
+}

@@ -1,0 +1,71 @@
+//! The non-linearities of feed-forward blocks.
+
+use crate::{
+    graft::{Value, graft},
+    kernels::{self, rows},
+};
+use candle_core::{Result, Tensor, bail};
+
+/// `gate·σ(gate)·up`, elementwise over equal shapes (Shazeer, "GLU Variants Improve Transformer", 2020).
+///
+/// # Errors
+/// If the shapes differ.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.dims() != up.dims() {
+        bail!("swiglu of {:?} and {:?}", gate.shape(), up.shape())
+    }
+    if !kernels::serve(gate) || !kernels::serve(up) {
+        return swiglu_composed(gate, up);
+    }
+    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+    let mut y = vec![0f32; gate.elem_count()];
+    rows::swiglu(&kernels::slice(&gate)?, &kernels::slice(&up)?, &mut y);
+    let saved = (gate.detach(), up.detach());
+    graft([&gate, &up], Value::cpu(y, gate.shape()), move |g| {
+        let (mut d_gate, mut d_up) = (vec![0f32; g.elem_count()], vec![0f32; g.elem_count()]);
+        let (gate, up) = (kernels::slice(&saved.0)?, kernels::slice(&saved.1)?);
+        rows::swiglu_backward(&gate, &up, &*kernels::slice(g)?, &mut d_gate, &mut d_up);
+        let tensor = |data| Tensor::from_vec(data, g.shape(), g.device());
+        Ok([Some(tensor(d_gate)?), Some(tensor(d_up)?)])
+    })
+}
+
+/// [`swiglu`] of plain candle ops.
+pub fn swiglu_composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.silu()? * up
+}
+
+/// `x·Φ(x)` with the normal distribution function Φ, exactly, not by tanh (Hendrycks and Gimpel, 2016).
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if !kernels::serve(x) {
+        return gelu_composed(x);
+    }
+    let x = x.contiguous()?;
+    let mut y = vec![0f32; x.elem_count()];
+    rows::gelu(&kernels::slice(&x)?, &mut y);
+    let saved = x.detach();
+    graft([&x], Value::cpu(y, x.shape()), move |g| {
+        let mut dx = vec![0f32; g.elem_count()];
+        rows::gelu_backward(&kernels::slice(&saved)?, &*kernels::slice(g)?, &mut dx);
+        Ok([Some(Tensor::from_vec(dx, g.shape(), g.device())?)])
+    })
+}
+
+/// [`gelu`] of plain candle ops.
+pub fn gelu_composed(x: &Tensor) -> Result<Tensor> {
+    (x * ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?)? * 0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use mc_testkit::{gradcheck, random};
+
+    #[test]
+    fn gradient() {
+        let inputs = [random(1, (2, 3, 5), DType::F64), random(2, (2, 3, 5), DType::F64)];
+        gradcheck("swiglu", &inputs, |x| swiglu(&x[0], &x[1]));
+        gradcheck("gelu", &inputs[..1], |x| gelu(&x[0].transpose(0, 1)?));
+    }
+}

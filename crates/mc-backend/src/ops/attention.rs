@@ -1,0 +1,198 @@
+//! Grouped-query attention without a t×t matrix (after Dao et al., "FlashAttention", 2022).
+
+use crate::{
+    graft::{Value, graft},
+    kernels::{self, attention as kernel},
+};
+use candle_core::{CpuStorage, D, DType, Result, Storage, Tensor, bail};
+use std::{ops::Range, sync::Arc};
+
+/// Which keys a query sees, and how scores are scaled.
+///
+/// Queries are the last `tq` of the `tk` positions, so that one with a cache sees all keys before it.
+#[derive(Clone, Debug, Default)]
+pub struct Attention {
+    /// What `q·k` is multiplied with; `None` is `1/√d`.
+    pub scale: Option<f64>,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+    /// How many keys a query sees at most, itself included (sliding window).
+    pub window: Option<usize>,
+    /// Per row of the batch, the positions that are not padding; `None` is all of them.
+    pub valid: Option<Arc<[Range<usize>]>>,
+}
+
+/// `softmax(q·kᵀ·scale)·v`: q `(b, tq, heads, d)`, k and v `(b, tk, kv_heads, d)` → `(b, tq, heads, d)`.
+///
+/// Head h of q reads key-value head `h / (heads / kv_heads)`. A query that sees no key gives zeros. k and v may be
+/// views into a cache: only their last dimension has to be dense.
+///
+/// # Errors
+/// If the shapes do not fit each other, or `heads` is no multiple of `kv_heads`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
+    let shape = check(q, k, v, how)?;
+    if ![q, k, v].into_iter().all(kernels::serve) {
+        return composed(q, k, v, how);
+    }
+    let mut out = vec![0f32; q.elem_count()];
+    let (q, k, v) = (dense(q)?, dense(k)?, dense(v)?);
+    with_views([&q, &k, &v], |[q, k, v]| kernel::forward(&shape, q, k, v, &mut out))?;
+    let saved = [q.detach(), k.detach(), v.detach()];
+    graft([&q, &k, &v], Value::cpu(out, q.shape()), move |g| {
+        let [q, k, v] = &saved;
+        let mut grads = [q, k, v].map(|t| vec![0f32; t.elem_count()]);
+        let [dq, dk, dv] = &mut grads;
+        with_views([q, k, v, g], |[q, k, v, g]| kernel::backward(&shape, q, k, v, g, dq, dk, dv))?;
+        let [dq, dk, dv] = grads;
+        let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
+        Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
+    })
+}
+
+/// Queries that the composed path scores at once.
+const TILE: usize = 128;
+
+/// [`attention`] of plain candle ops, in tiles of 128 queries; the backward pass computes probabilities again.
+pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
+    let shape = check(q, k, v, how)?;
+    let (plain_q, plain_k, plain_v) = (q.detach(), k.detach(), v.detach());
+    let mut tiles = vec![];
+    for from in (0..shape.queries).step_by(TILE) {
+        let (p, _) = probabilities(&shape, &plain_q, &plain_k, from)?;
+        tiles.push(merge(&shape, &p.to_dtype(v.dtype())?.matmul(&by_head(&plain_v)?)?)?);
+    }
+    let out = Tensor::cat(&tiles, 1)?;
+    graft([q, k, v], Value::Tensor(out), move |g| {
+        let (q, k, v) = (&plain_q, &plain_k, &plain_v);
+        let (keys, values) = (by_head(k)?, by_head(v)?);
+        let (mut dq, mut dk, mut dv) = (vec![], keys.zeros_like()?, values.zeros_like()?);
+        for from in (0..shape.queries).step_by(TILE) {
+            let (p, rows) = probabilities(&shape, q, k, from)?;
+            let g = split(&shape, g, from)?;
+            dv = (dv + p.to_dtype(g.dtype())?.transpose(2, 3)?.contiguous()?.matmul(&g)?)?;
+            let dp = g.matmul(&values.transpose(2, 3)?.contiguous()?)?.to_dtype(p.dtype())?;
+            let sum = (&p * &dp)?.sum_keepdim(D::Minus1)?;
+            let ds = ((p * dp.broadcast_sub(&sum)?)? * f64::from(shape.scale))?.to_dtype(q.dtype())?;
+            dq.push(merge(&shape, &ds.matmul(&keys)?)?);
+            dk = (dk + ds.transpose(2, 3)?.contiguous()?.matmul(&rows)?)?;
+        }
+        let back = |t: Tensor| t.transpose(1, 2)?.contiguous();
+        Ok([Some(Tensor::cat(&dq, 1)?), Some(back(dk)?), Some(back(dv)?)])
+    })
+}
+
+/// Probabilities `(b, kv_heads, group·tile, tk)` of the tile of queries that starts at `from`, in at least `f32`,
+/// and its queries `(b, kv_heads, group·tile, d)`.
+fn probabilities(s: &kernel::Shape, q: &Tensor, k: &Tensor, from: usize) -> Result<(Tensor, Tensor)> {
+    let rows = split(s, q, from)?;
+    let scores = rows.matmul(&by_head(k)?.transpose(2, 3)?.contiguous()?)?;
+    let wide = if scores.dtype().size_in_bytes() < 4 { scores.to_dtype(DType::F32)? } else { scores };
+    let tile = TILE.min(s.queries - from);
+    // 1 where a query sees a key; the same for all heads, and for all rows of the batch unless there is padding.
+    let batches = if s.valid.is_some() { s.batch } else { 1 };
+    let mut seen = Vec::with_capacity(batches * tile * s.keys);
+    for b in 0..batches {
+        for i in from..from + tile {
+            let visible = s.visible(b, i);
+            seen.extend((0..s.keys).map(|j| u8::from(visible.contains(&j))));
+        }
+    }
+    let group = s.heads / s.kv_heads;
+    let seen = Tensor::from_vec(seen, (batches, 1, 1, tile, s.keys), q.device())?;
+    let seen = seen.broadcast_as((s.batch, s.kv_heads, group, tile, s.keys))?.contiguous()?;
+    let seen = seen.reshape((s.batch, s.kv_heads, group * tile, s.keys))?;
+    // Not −∞: a row that sees nothing would be NaN; its probabilities are cleared below.
+    let masked = Tensor::full(-1e30f32, seen.shape(), q.device())?.to_dtype(wide.dtype())?;
+    let scores = seen.where_cond(&(wide * f64::from(s.scale))?, &masked)?;
+    let p = candle_nn::ops::softmax(&scores, D::Minus1)?;
+    Ok(((&p * seen.to_dtype(p.dtype())?)?, rows))
+}
+
+/// A tile of `(b, tq, heads, d)` as `(b, kv_heads, group·tile, d)`.
+fn split(s: &kernel::Shape, x: &Tensor, from: usize) -> Result<Tensor> {
+    let (tile, group) = (TILE.min(s.queries - from), s.heads / s.kv_heads);
+    let x = x.narrow(1, from, tile)?.transpose(1, 2)?.contiguous()?;
+    x.reshape((s.batch, s.kv_heads, group * tile, s.dim))
+}
+
+/// The inverse of [`split`]: `(b, kv_heads, group·tile, d)` → `(b, tile, heads, d)`.
+fn merge(s: &kernel::Shape, x: &Tensor) -> Result<Tensor> {
+    x.reshape((s.batch, s.heads, (), s.dim))?.transpose(1, 2)?.contiguous()
+}
+
+/// `(b, tk, kv_heads, d)` → `(b, kv_heads, tk, d)`.
+fn by_head(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}
+
+/// `x`, copied only if its last dimension is not dense.
+fn dense(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
+
+fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce([kernel::View; N])) -> Result<()> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut views = Vec::with_capacity(N);
+    for (storage, layout) in &guards {
+        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else { bail!("attention kernel on another device") };
+        let Some(view) = kernel::View::new(data, layout) else { bail!("attention argument is not dense") };
+        views.push(view);
+    }
+    match views.try_into() {
+        Ok(views) => run(views),
+        Err(_) => bail!("as many views as tensors"),
+    }
+    Ok(())
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<kernel::Shape> {
+    let ((batch, queries, heads, dim), (kb, keys, kv_heads, kd)) = (q.dims4()?, k.dims4()?);
+    if k.dims() != v.dims() || kb != batch || kd != dim || kv_heads == 0 || heads % kv_heads != 0 || queries > keys {
+        bail!("attention of queries {:?}, keys {:?}, values {:?}", q.shape(), k.shape(), v.shape())
+    }
+    if let Some(valid) = &how.valid
+        && (valid.len() != batch || valid.iter().any(|r| r.start > r.end || r.end > keys))
+    {
+        bail!("attention to {valid:?} in {batch} rows of {keys} keys")
+    }
+    let scale = how.scale.unwrap_or(1.0 / (dim as f64).sqrt()) as f32;
+    let (causal, window, valid) = (how.causal, how.window, how.valid.clone());
+    Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_testkit::{gradcheck, random};
+
+    #[test]
+    fn gradient() {
+        let inputs = [
+            random(1, (2, 3, 4, 2), DType::F64),
+            random(2, (2, 5, 2, 2), DType::F64),
+            random(3, (2, 5, 2, 2), DType::F64),
+        ];
+        let padded: Attention =
+            Attention { causal: true, valid: Some(vec![2..5, 0..4].into()), ..Attention::default() };
+        for how in [
+            Attention::default(),
+            Attention { causal: true, ..Attention::default() },
+            Attention { causal: true, window: Some(2), scale: Some(0.3), ..Attention::default() },
+            padded,
+        ] {
+            gradcheck("attention", &inputs, |x| attention(&x[0], &x[1], &x[2], &how));
+        }
+    }
+
+    #[test]
+    fn a_query_that_sees_nothing_gives_zeros() -> Result<()> {
+        for dtype in [DType::F32, DType::F64] {
+            let x = random(1, (1, 3, 1, 2), dtype);
+            let how = Attention { causal: true, valid: Some(std::iter::once(2..3).collect()), ..Attention::default() };
+            let out = attention(&x, &x, &x, &how)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+            assert_eq!(out[..4], [0.0; 4]);
+            assert_ne!(out[4], 0.0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! The composed path of every op: the witness that tests hold the fused kernels against, and what other devices run.
+
+pub use super::{
+    activation::{gelu_composed as gelu, swiglu_composed as swiglu},
+    attention::composed as attention,
+    cross_entropy::composed as linear_cross_entropy,
+    linear::composed as linear,
+    lora::composed as lora_linear,
+    norm::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm},
+    rope::composed as rope,
+};

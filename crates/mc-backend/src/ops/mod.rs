@@ -1,0 +1,24 @@
+//! The differentiable ops of a transformer.
+//!
+//! Each file holds one op: its public function, which takes the fused CPU kernel where that serves (`f32` on the CPU)
+//! and the composed path elsewhere, and its composed path of plain candle ops, which [`composed`] shows to tests.
+//! Frozen matrices are [`crate::Weight`]s and get no gradient; tensors that are named weights of a norm or biases are frozen too.
+
+mod activation;
+mod attention;
+pub mod composed;
+mod cross_entropy;
+mod embedding;
+mod linear;
+mod lora;
+mod norm;
+mod rope;
+
+pub use activation::{gelu, swiglu};
+pub use attention::{Attention, attention};
+pub use cross_entropy::linear_cross_entropy;
+pub use embedding::embedding;
+pub use linear::linear;
+pub use lora::{Dropout, Lora, lora_linear};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{Rope, rope};

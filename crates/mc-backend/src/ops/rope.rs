@@ -1,0 +1,138 @@
+//! Rotary position embedding (Su et al., "RoFormer", 2021) in the layout of Hugging Face: element i of a head turns
+//! together with element `i + d/2`.
+
+use crate::{
+    graft::{Value, graft},
+    kernels::{self, rows},
+};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
+use std::sync::{Arc, Mutex};
+
+/// Cosines and sines by position, made as far as they are asked for.
+#[derive(Debug)]
+pub struct Rope {
+    /// Angle per position of each pair, `d/2` numbers.
+    inverse_frequencies: Vec<f32>,
+    device: Device,
+    table: Mutex<Option<Table>>,
+}
+
+#[derive(Clone, Debug)]
+struct Table {
+    positions: usize,
+    /// Both `(positions, d/2)`, `f32`.
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    /// A rotation with these frequencies, `d/2` of them for heads of width `d`.
+    pub fn new(inverse_frequencies: Vec<f32>, device: &Device) -> Arc<Self> {
+        Arc::new(Self { inverse_frequencies, device: device.clone(), table: Mutex::new(None) })
+    }
+
+    /// The frequencies of the paper: `base^(−2i/d)`, computed in `f32` as transformers does.
+    pub fn frequencies(dim: usize, base: f64) -> Vec<f32> {
+        (0..dim / 2).map(|i| 1.0 / (base as f32).powf((2 * i) as f32 / dim as f32)).collect()
+    }
+
+    fn table(&self, positions: usize) -> Result<Table> {
+        let mut table =
+            self.table.lock().map_err(|_| candle_core::Error::msg("the table of rotations was poisoned"))?;
+        if let Some(table) = table.as_ref().filter(|t| t.positions >= positions) {
+            return Ok(table.clone());
+        }
+        let positions = positions.next_power_of_two().max(64);
+        let half = self.inverse_frequencies.len();
+        // The angle is rounded to f32 as in transformers; its cosine is then exact to f32.
+        let angles = (0..positions).flat_map(|p| self.inverse_frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+        let angles: Vec<f64> = angles.collect();
+        let tensor = |f: fn(f64) -> f64| {
+            Tensor::from_iter(angles.iter().map(|a| f(*a) as f32), &self.device)?.reshape((positions, half))
+        };
+        let made = Table { positions, cos: tensor(f64::cos)?, sin: tensor(f64::sin)? };
+        *table = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// Rotates every head of x `(b, t, heads, d)` by its position; `positions` holds `t` numbers for all rows, or `b·t`.
+///
+/// # Errors
+/// If the width of the heads or the number of positions does not fit.
+pub fn rope(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tensor> {
+    let table = check(x, rope, positions)?;
+    if !kernels::serve(x) {
+        return composed(x, rope, positions);
+    }
+    let x = x.contiguous()?;
+    let value = Value::cpu(rotated(&x, &table, positions, 1.0)?, x.shape());
+    let positions = positions.clone();
+    graft([&x], value, move |g| {
+        let dx = rotated(g, &table, &positions, -1.0)?;
+        Ok([Some(Tensor::from_vec(dx, g.shape(), g.device())?)])
+    })
+}
+
+fn rotated(x: &Tensor, table: &Table, positions: &[u32], sign: f32) -> Result<Vec<f32>> {
+    let (_, _, heads, d) = x.dims4()?;
+    let mut y = vec![0f32; x.elem_count()];
+    let (cos, sin) = (kernels::slice(&table.cos)?, kernels::slice(&table.sin)?);
+    let position = |row: usize| positions[row % positions.len()] as usize;
+    rows::rope(&*kernels::slice(x)?, (heads, d / 2), (&cos, &sin), position, sign, &mut y);
+    Ok(y)
+}
+
+/// [`rope`] of plain candle ops.
+pub fn composed(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tensor> {
+    let table = check(x, rope, positions)?;
+    let (b, t, _, d) = x.dims4()?;
+    let rows = if positions.len() == t { 1 } else { b };
+    let index = Tensor::from_slice(positions, positions.len(), x.device())?;
+    let turn =
+        |table: &Tensor| table.index_select(&index, 0)?.reshape((rows, t, 1, d / 2))?.to_dtype(widened(x.dtype()));
+    let (cos, sin) = (turn(&table.cos)?, turn(&table.sin)?);
+    let wide = x.to_dtype(widened(x.dtype()))?;
+    let (x1, x2) = (wide.narrow(D::Minus1, 0, d / 2)?, wide.narrow(D::Minus1, d / 2, d / 2)?);
+    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
+    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[y1, y2], D::Minus1)?.to_dtype(x.dtype())
+}
+
+fn widened(dtype: DType) -> DType {
+    if dtype.size_in_bytes() < 4 { DType::F32 } else { dtype }
+}
+
+fn check(x: &Tensor, rope: &Rope, positions: &[u32]) -> Result<Table> {
+    let (b, t, _, d) = x.dims4()?;
+    if d != 2 * rope.inverse_frequencies.len() {
+        bail!("heads of width {d} cannot turn by {} frequencies", rope.inverse_frequencies.len())
+    }
+    if positions.len() != t && positions.len() != b * t {
+        bail!("{} positions for {b} rows of {t} tokens", positions.len())
+    }
+    rope.table(positions.iter().max().map_or(0, |p| *p as usize + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_testkit::{gradcheck, random};
+
+    #[test]
+    fn gradient() {
+        let table = Rope::new(Rope::frequencies(6, 100.0), &Device::Cpu);
+        let inputs = [random(1, (2, 3, 2, 6), DType::F64)];
+        gradcheck("rope", &inputs, |x| rope(&x[0], &table, &vec![4, 5, 6].into()));
+        gradcheck("rope, positions per row", &inputs, |x| rope(&x[0], &table, &vec![0, 0, 1, 7, 8, 9].into()));
+    }
+
+    #[test]
+    fn a_quarter_turn() -> Result<()> {
+        let table = Rope::new(vec![std::f32::consts::FRAC_PI_2], &Device::Cpu);
+        let x = Tensor::new(&[3f32, 5.], &Device::Cpu)?.reshape((1, 1, 1, 2))?;
+        let y = rope(&x, &table, &vec![1].into())?.flatten_all()?.to_vec1::<f32>()?;
+        assert!((y[0] + 5.0).abs() < 1e-5 && (y[1] - 3.0).abs() < 1e-5, "{y:?}");
+        Ok(())
+    }
+}

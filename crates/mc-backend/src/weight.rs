@@ -1,0 +1,204 @@
+//! A frozen matrix: read by the ops, never an input of the graph.
+//!
+//! On the CPU its rows stay as they lie in the file, `bf16`, `f16` or `f32`, usually memory-mapped; the kernels widen
+//! them as they go. On other devices it is a candle tensor. Knows nothing of names or files.
+
+use crate::kernels;
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// Who keeps a weight's bytes alive: a memory map, a vector, static data.
+pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A frozen matrix of shape `(rows, cols)`, row-major: for a projection `(out, in)`, for an embedding `(vocabulary, hidden)`.
+///
+/// Cloning shares the data.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use mc_backend::{Weight, ops};
+/// let weight = Weight::from_tensor(&Tensor::new(&[[1f32, 2.], [3., 4.], [5., 6.]], &Device::Cpu)?)?;
+/// let x = Tensor::new(&[[1f32, 1.]], &Device::Cpu)?;
+/// assert_eq!(ops::linear(&x, &weight, None)?.to_vec2::<f32>()?, [[3., 7., 11.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    data: Data,
+}
+
+#[derive(Clone)]
+enum Data {
+    /// Aligned for `dtype`, exactly `rows * cols` elements.
+    Bytes(Owner, Range<usize>),
+    Tensor(Tensor),
+}
+
+/// The elements of a weight on the CPU.
+#[derive(Clone, Copy)]
+pub(crate) enum Elements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+impl Weight {
+    /// A matrix over bytes that somebody else owns, such as a memory map: little-endian, row-major, `f32`, `f16` or `bf16`.
+    ///
+    /// The bytes are used where they lie; only if they are not aligned for `dtype` are they copied.
+    ///
+    /// # Errors
+    /// If the dtype is another one, or the range is out of bounds or not `rows * cols` elements long.
+    pub fn from_bytes(owner: Owner, range: Range<usize>, dtype: DType, (rows, cols): (usize, usize)) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            bail!("a weight over bytes is f32, f16 or bf16, not {dtype:?}")
+        }
+        let size = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size_in_bytes()));
+        let Some(bytes) = (*owner).as_ref().get(range.clone()) else {
+            bail!("bytes {range:?} of a weight are out of bounds")
+        };
+        if size != Some(bytes.len()) {
+            bail!("a ({rows}, {cols}) {dtype:?} matrix needs {size:?} bytes, got {}", bytes.len())
+        }
+        let data = if bytes.as_ptr().align_offset(dtype.size_in_bytes()) == 0 {
+            Data::Bytes(owner, range)
+        } else {
+            Data::aligned(bytes)
+        };
+        Ok(Self { rows, cols, dtype, data })
+    }
+
+    /// A matrix from a tensor of shape `(rows, cols)`: copied on the CPU, shared on other devices.
+    ///
+    /// # Errors
+    /// If the tensor is not a matrix of a floating-point dtype.
+    pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
+        let (rows, cols) = tensor.dims2()?;
+        let dtype = tensor.dtype();
+        if !dtype.is_float() {
+            bail!("a weight is a floating-point matrix, not {dtype:?}")
+        }
+        let tensor = tensor.detach().contiguous()?;
+        let data = {
+            let (storage, layout) = tensor.storage_and_layout();
+            let (start, end) = (layout.start_offset(), layout.start_offset() + rows * cols);
+            match &*storage {
+                Storage::Cpu(CpuStorage::F32(v)) => Some(Data::aligned(bytemuck::cast_slice(&v[start..end]))),
+                Storage::Cpu(CpuStorage::F16(v)) => Some(Data::aligned(bytemuck::cast_slice(&v[start..end]))),
+                Storage::Cpu(CpuStorage::BF16(v)) => Some(Data::aligned(bytemuck::cast_slice(&v[start..end]))),
+                _ => None,
+            }
+        };
+        Ok(Self { rows, cols, dtype, data: data.unwrap_or(Data::Tensor(tensor)) })
+    }
+
+    /// Number of rows: of a projection the width of its output.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: of a projection the width of its input.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The dtype the matrix is stored in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device the matrix is on.
+    pub fn device(&self) -> Device {
+        match &self.data {
+            Data::Bytes(..) => Device::Cpu,
+            Data::Tensor(t) => t.device().clone(),
+        }
+    }
+
+    /// The whole matrix as a tensor `(rows, cols)` of `dtype`; widened or copied where it has to be.
+    pub fn to_tensor(&self, dtype: DType) -> Result<Tensor> {
+        let shape = (self.rows, self.cols);
+        match &self.data {
+            Data::Tensor(t) => t.to_dtype(dtype),
+            Data::Bytes(owner, range) => {
+                let bytes = &(**owner).as_ref()[range.clone()];
+                Tensor::from_raw_buffer(bytes, self.dtype, &[shape.0, shape.1], &Device::Cpu)?.to_dtype(dtype)
+            }
+        }
+    }
+
+    /// The sum of squares of each row, in `f32`, shape `(rows)`.
+    pub fn row_square_sums(&self) -> Result<Tensor> {
+        match self.elements() {
+            Some(elements) => {
+                let mut sums = vec![0f32; self.rows];
+                kernels::gemm::row_square_sums(elements, self.cols, &mut sums);
+                Tensor::from_vec(sums, self.rows, &Device::Cpu)
+            }
+            None => self.to_tensor(DType::F32)?.sqr()?.sum(1),
+        }
+    }
+
+    /// The elements where they lie, if the matrix is on the CPU in a dtype the kernels read.
+    pub(crate) fn elements(&self) -> Option<Elements<'_>> {
+        let Data::Bytes(owner, range) = &self.data else { return None };
+        let bytes = &(**owner).as_ref()[range.clone()];
+        // Alignment and length were checked when the weight was made, so these casts cannot fail.
+        match self.dtype {
+            DType::F32 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F32),
+            DType::F16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F16),
+            DType::BF16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::BF16),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weight({}, {}; {:?}, {:?})", self.rows, self.cols, self.dtype, self.device().location())
+    }
+}
+
+impl Data {
+    /// A copy that is aligned for every dtype.
+    fn aligned(bytes: &[u8]) -> Self {
+        struct Words(Vec<u64>, usize);
+        impl AsRef<[u8]> for Words {
+            fn as_ref(&self) -> &[u8] {
+                &bytemuck::cast_slice(&self.0)[..self.1]
+            }
+        }
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Self::Bytes(Arc::new(Words(words, bytes.len())), 0..bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unaligned_bytes_read_as_aligned_ones() -> Result<()> {
+        let values = [1.5f32, -2., 0.25, 8.];
+        let mut bytes = vec![7u8];
+        bytes.extend_from_slice(bytemuck::cast_slice(&values));
+        let weight = Weight::from_bytes(Arc::new(bytes), 1..17, DType::F32, (2, 2))?;
+        assert_eq!(weight.to_tensor(DType::F64)?.to_vec2::<f64>()?, [[1.5, -2.], [0.25, 8.]]);
+        assert!(weight.elements().is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_sizes_are_refused() {
+        let bytes: Owner = Arc::new(vec![0u8; 16]);
+        assert!(Weight::from_bytes(bytes.clone(), 0..16, DType::F32, (2, 3)).is_err());
+        assert!(Weight::from_bytes(bytes.clone(), 0..32, DType::F32, (2, 4)).is_err());
+        assert!(Weight::from_bytes(bytes.clone(), 0..16, DType::F32, (usize::MAX, 4)).is_err());
+        assert!(Weight::from_bytes(bytes, 0..16, DType::U8, (4, 4)).is_err());
+    }
+}
