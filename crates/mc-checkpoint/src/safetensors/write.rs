@@ -1,0 +1,63 @@
+//! Writes a safetensors file, one tensor at a time. Knows no names.
+
+use crate::{Error, Result, write_atomic};
+use bytemuck::cast_slice;
+use candle_core::{DType, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::Path,
+};
+
+/// Writes named tensors atomically as one safetensors file, with at most one entry of metadata.
+///
+/// Equal tensors give equal bytes: tensors are ordered by the size of their elements, largest first, so that each is
+/// aligned, then by name. (More metadata would be written in random order.) Tensors may be on any device, and strided.
+///
+/// # Errors
+/// If a dtype cannot be written, a tensor cannot be read back from its device, or the file cannot be written.
+pub fn save_safetensors(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: Option<(&str, &str)>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let file = path.display().to_string();
+    let mut tensors: Vec<_> = tensors.iter().collect();
+    // A stable sort: of one size, the order stays that of the names.
+    tensors.sort_by_key(|(_, t)| std::cmp::Reverse(t.dtype().size_in_bytes()));
+    let mut end = 0;
+    let mut infos = Vec::with_capacity(tensors.len());
+    for (name, tensor) in &tensors {
+        let start = end;
+        end += tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let info = TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets: (start, end) };
+        infos.push(((*name).clone(), info));
+    }
+    let metadata = metadata.map(|(key, value)| [(key.to_string(), value.to_string())].into());
+    let header = Metadata::new(metadata, infos).map_err(|e| Error::invalid(&file, e.to_string()))?;
+    let mut header = serde_json::to_vec(&header).map_err(Error::json(&file))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomic(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        tensors.iter().try_for_each(|(_, tensor)| write_tensor(out, tensor).map_err(io::Error::other)?)
+    })
+}
+
+fn write_tensor(out: &mut impl Write, tensor: &Tensor) -> candle_core::Result<io::Result<()>> {
+    let t = tensor.flatten_all()?;
+    Ok(match t.dtype() {
+        DType::U8 => out.write_all(&t.to_vec1::<u8>()?),
+        DType::U32 => out.write_all(cast_slice(&t.to_vec1::<u32>()?)),
+        DType::I16 => out.write_all(cast_slice(&t.to_vec1::<i16>()?)),
+        DType::I32 => out.write_all(cast_slice(&t.to_vec1::<i32>()?)),
+        DType::I64 => out.write_all(cast_slice(&t.to_vec1::<i64>()?)),
+        DType::BF16 => out.write_all(cast_slice(&t.to_vec1::<half::bf16>()?)),
+        DType::F16 => out.write_all(cast_slice(&t.to_vec1::<half::f16>()?)),
+        DType::F32 => out.write_all(cast_slice(&t.to_vec1::<f32>()?)),
+        DType::F64 => out.write_all(cast_slice(&t.to_vec1::<f64>()?)),
+        other => candle_core::bail!("dtype {other:?} cannot be written"),
+    })
+}
