@@ -17,18 +17,12 @@ pub struct Tolerance {
 impl Tolerance {
     /// A tolerance relative to the largest expected magnitude only.
     pub const fn relative(relative: f64) -> Self {
-        Self {
-            absolute: 0.0,
-            relative,
-        }
+        Self { absolute: 0.0, relative }
     }
 
     /// A tolerance in the unit of the values only.
     pub const fn absolute(absolute: f64) -> Self {
-        Self {
-            absolute,
-            relative: 0.0,
-        }
+        Self { absolute, relative: 0.0 }
     }
 }
 
@@ -50,11 +44,7 @@ impl Tolerance {
 /// When shapes differ or an element is too far off; the message names the worst element and both its values.
 #[track_caller]
 pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: Tolerance) {
-    assert_eq!(
-        actual.dims(),
-        expected.dims(),
-        "{what}: shape (left: actual, right: expected)"
-    );
+    assert_eq!(actual.dims(), expected.dims(), "{what}: shape (left: actual, right: expected)");
     let (a, e) = (values(what, actual), values(what, expected));
     if let Some(miss) = worst_miss(&a, &e, tolerance) {
         let index = coordinates(miss.index, expected.dims());
@@ -76,18 +66,10 @@ pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: T
 /// When the shapes differ.
 #[track_caller]
 pub fn max_abs_diff(actual: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(
-        actual.dims(),
-        expected.dims(),
-        "shape (left: actual, right: expected)"
-    );
+    assert_eq!(actual.dims(), expected.dims(), "shape (left: actual, right: expected)");
     let (a, e) = (values("actual", actual), values("expected", expected));
     // `total_cmp` ranks NaN above every number.
-    a.iter()
-        .zip(&e)
-        .map(|(&a, &e)| difference(a, e))
-        .max_by(f64::total_cmp)
-        .unwrap_or(0.0)
+    a.iter().zip(&e).map(|(&a, &e)| difference(a, e)).max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 /// The cosine of the angle between two tensors of one shape, taken as flat vectors: −1 to 1.
@@ -96,11 +78,7 @@ pub fn max_abs_diff(actual: &Tensor, expected: &Tensor) -> f64 {
 /// When the shapes differ.
 #[track_caller]
 pub fn cosine(actual: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(
-        actual.dims(),
-        expected.dims(),
-        "shape (left: actual, right: expected)"
-    );
+    assert_eq!(actual.dims(), expected.dims(), "shape (left: actual, right: expected)");
     let (a, e) = (values("actual", actual), values("expected", expected));
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     dot(&a, &e) / (dot(&a, &a) * dot(&e, &e)).sqrt()
@@ -116,21 +94,12 @@ pub(crate) struct Miss {
 }
 
 pub(crate) fn worst_miss(actual: &[f64], expected: &[f64], tolerance: Tolerance) -> Option<Miss> {
-    let scale = expected
-        .iter()
-        .filter(|e| e.is_finite())
-        .fold(0.0, |most: f64, e| most.max(e.abs()));
+    let scale = expected.iter().filter(|e| e.is_finite()).fold(0.0, |most: f64, e| most.max(e.abs()));
     let allowed = tolerance.absolute + tolerance.relative * scale;
     let off = |i: usize| difference(actual[i], expected[i]);
     let misses = || (0..expected.len()).filter(|&i| off(i).is_nan() || off(i) > allowed);
     let index = misses().max_by(|&i, &j| off(i).total_cmp(&off(j)))?;
-    Some(Miss {
-        index,
-        actual: actual[index],
-        expected: expected[index],
-        allowed,
-        count: misses().count(),
-    })
+    Some(Miss { index, actual: actual[index], expected: expected[index], allowed, count: misses().count() })
 }
 
 /// The absolute difference: 0 for equal infinities, NaN if either is.
@@ -144,11 +113,7 @@ fn difference(a: f64, e: f64) -> f64 {
 pub(crate) fn values(what: &str, tensor: &Tensor) -> Vec<f64> {
     // To the CPU first: Metal has no f64.
     let read = || -> Result<Vec<f64>> {
-        tensor
-            .to_device(&Device::Cpu)?
-            .to_dtype(DType::F64)?
-            .flatten_all()?
-            .to_vec1::<f64>()
+        tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()
     };
     read().unwrap_or_else(|error| panic!("{what}: cannot be read: {error}"))
 }
@@ -180,35 +145,15 @@ mod tests {
     #[test]
     fn dtypes_are_compared_in_f64() {
         let x = random(1, (3, 5), DType::F32);
-        assert_close(
-            "f64",
-            &x.to_dtype(DType::F64).unwrap(),
-            &x,
-            Tolerance::absolute(0.0),
-        );
+        assert_close("f64", &x.to_dtype(DType::F64).unwrap(), &x, Tolerance::absolute(0.0));
         // bf16 keeps 8 bits: half a unit in the last place is at most 2⁻⁸ of the value.
-        assert_close(
-            "bf16",
-            &x.to_dtype(DType::BF16).unwrap(),
-            &x,
-            Tolerance::relative(1.0 / 256.0),
-        );
-        assert_close(
-            "strided",
-            &x.t().unwrap(),
-            &x.t().unwrap().contiguous().unwrap(),
-            Tolerance::absolute(0.0),
-        );
+        assert_close("bf16", &x.to_dtype(DType::BF16).unwrap(), &x, Tolerance::relative(1.0 / 256.0));
+        assert_close("strided", &x.t().unwrap(), &x.t().unwrap().contiguous().unwrap(), Tolerance::absolute(0.0));
     }
 
     #[test]
     fn the_scale_is_that_of_the_whole_tensor() {
-        assert_close(
-            "small beside large",
-            &tensor(&[1e-4, 100.0]),
-            &tensor(&[0.0, 100.0]),
-            Tolerance::relative(1e-5),
-        );
+        assert_close("small beside large", &tensor(&[1e-4, 100.0]), &tensor(&[0.0, 100.0]), Tolerance::relative(1e-5));
     }
 
     #[test]
@@ -222,35 +167,20 @@ mod tests {
     #[test]
     #[should_panic(expected = "shape")]
     fn shapes_must_be_equal() {
-        assert_close(
-            "y",
-            &tensor(&[1.0]),
-            &tensor(&[1.0, 1.0]),
-            Tolerance::absolute(9.0),
-        );
+        assert_close("y", &tensor(&[1.0]), &tensor(&[1.0, 1.0]), Tolerance::absolute(9.0));
     }
 
     #[test]
     #[should_panic(expected = "element [1] is NaN")]
     fn nan_fails() {
-        assert_close(
-            "y",
-            &tensor(&[1.0, f64::NAN]),
-            &tensor(&[1.0, f64::NAN]),
-            Tolerance::absolute(1e9),
-        );
+        assert_close("y", &tensor(&[1.0, f64::NAN]), &tensor(&[1.0, f64::NAN]), Tolerance::absolute(1e9));
     }
 
     #[test]
     #[should_panic(expected = "element [0] is inf")]
     fn an_infinity_does_not_widen_the_tolerance() {
         let e = tensor(&[1.0, f64::INFINITY]);
-        assert_close(
-            "y",
-            &tensor(&[f64::INFINITY, f64::INFINITY]),
-            &e,
-            Tolerance::relative(0.5),
-        );
+        assert_close("y", &tensor(&[f64::INFINITY, f64::INFINITY]), &e, Tolerance::relative(0.5));
     }
 
     #[test]

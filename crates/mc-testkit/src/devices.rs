@@ -11,8 +11,7 @@ use std::fmt::Debug;
 pub fn devices() -> Vec<Device> {
     let mut devices = vec![Device::Cpu];
     if candle_core::utils::metal_is_available() {
-        devices
-            .push(Device::new_metal(0).unwrap_or_else(|error| panic!("feature `metal`: {error}")));
+        devices.push(Device::new_metal(0).unwrap_or_else(|error| panic!("feature `metal`: {error}")));
     }
     if candle_core::utils::cuda_is_available() {
         devices.push(Device::new_cuda(0).unwrap_or_else(|error| panic!("feature `cuda`: {error}")));

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 /// When there is no such folder.
 #[track_caller]
 pub fn dir(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("golden")
-        .join(name);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
     assert!(dir.is_dir(), "no golden folder {name}");
     dir
 }
@@ -24,8 +22,7 @@ pub fn dir(name: &str) -> PathBuf {
 #[track_caller]
 pub fn tensors(path: impl AsRef<Path>) -> HashMap<String, Tensor> {
     let path = path.as_ref();
-    candle_core::safetensors::load(path, &Device::Cpu)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// A JSON file.
@@ -35,7 +32,49 @@ pub fn tensors(path: impl AsRef<Path>) -> HashMap<String, Tensor> {
 #[track_caller]
 pub fn json(path: impl AsRef<Path>) -> serde_json::Value {
     let path = path.as_ref();
-    let text =
-        std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Tolerance, assert_close};
+    use candle_core::{D, DType, Result};
+
+    /// The files hold together: each loss follows from the logits and labels beside it.
+    #[test]
+    fn losses_follow_from_logits() -> Result<()> {
+        for name in ["models/qwen2", "models/mistral", "adapters/lora-all", "adapters/dora"] {
+            let expected = tensors(dir(name).join("expected.safetensors"));
+            let labels = expected.get("labels").unwrap_or(&expected["input_ids"]).to_dtype(DType::I64)?;
+            let (rows, length) = labels.dims2()?;
+            let labels = labels.narrow(1, 1, length - 1)?;
+            let supervised = labels.ge(0i64)?.to_dtype(DType::F64)?;
+            let logits = expected["logits"].narrow(1, 0, length - 1)?.to_dtype(DType::F64)?;
+            let target = logits.gather(&labels.clamp(0i64, i64::MAX)?.unsqueeze(2)?, 2)?.squeeze(2)?;
+            let losses = ((logits.log_sum_exp(D::Minus1)? - target)? * &supervised)?;
+            let loss = (losses.sum_all()? / supervised.sum_all()?.to_scalar::<f64>()?)?;
+            assert_eq!(losses.dims(), [rows, length - 1]);
+            // Sums of 44 f32 terms of size 10.
+            assert_close(name, &loss, &expected["loss"], Tolerance::relative(1e-6));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_case_is_complete() {
+        for part in ["models", "adapters", "training"] {
+            for case in std::fs::read_dir(dir(part)).unwrap() {
+                let case = case.unwrap().path();
+                assert!(!tensors(case.join("expected.safetensors")).is_empty());
+                let (file, key) = match part {
+                    "models" => ("config.json", "model_type"),
+                    "adapters" => ("expected.json", "base"),
+                    _ => ("training.json", "base"),
+                };
+                assert!(json(case.join(file))[key].is_string(), "{}", case.display());
+            }
+        }
+    }
 }

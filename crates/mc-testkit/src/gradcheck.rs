@@ -5,10 +5,7 @@ use crate::random;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Rounding of f64 in a difference quotient: about 1e-16/1e-5 = 1e-11 of the sum, which has many times the size of one gradient.
-const TOLERANCE: Tolerance = Tolerance {
-    absolute: 1e-6,
-    relative: 1e-6,
-};
+const TOLERANCE: Tolerance = Tolerance { absolute: 1e-6, relative: 1e-6 };
 
 /// Checks the gradient of `f` in every element of every input, to 1e-6 of the largest gradient of that input.
 ///
@@ -36,12 +33,7 @@ pub fn gradcheck(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<
 /// # Panics
 /// As [`gradcheck`] does.
 #[track_caller]
-pub fn gradcheck_with(
-    name: &str,
-    inputs: &[Tensor],
-    tolerance: Tolerance,
-    f: impl Fn(&[Tensor]) -> Result<Tensor>,
-) {
+pub fn gradcheck_with(name: &str, inputs: &[Tensor], tolerance: Tolerance, f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let analytic = backward(name, inputs, &f);
     for (i, analytic) in analytic.iter().enumerate() {
         let numeric = central_differences(name, inputs, i, &f);
@@ -65,16 +57,9 @@ pub fn gradcheck_with(
 
 /// The gradients by candle's backward pass, per input in row-major order.
 #[track_caller]
-fn backward(
-    name: &str,
-    inputs: &[Tensor],
-    f: &impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Vec<Vec<f64>> {
+fn backward(name: &str, inputs: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Vec<f64>> {
     let run = || -> Result<_> {
-        let vars = inputs
-            .iter()
-            .map(|x| Var::from_tensor(&x.contiguous()?))
-            .collect::<Result<Vec<_>>>()?;
+        let vars = inputs.iter().map(|x| Var::from_tensor(&x.contiguous()?)).collect::<Result<Vec<_>>>()?;
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let grads = weighted_sum(name, &f(&tensors)?)?.backward()?;
         Ok((tensors, grads))
@@ -84,9 +69,7 @@ fn backward(
         .iter()
         .enumerate()
         .map(|(i, x)| {
-            let grad = grads
-                .get(x)
-                .unwrap_or_else(|| panic!("{name}: input {i} got no gradient"));
+            let grad = grads.get(x).unwrap_or_else(|| panic!("{name}: input {i} got no gradient"));
             assert_eq!(
                 grad.dims(),
                 x.dims(),
@@ -99,21 +82,13 @@ fn backward(
 
 /// The gradients of input `i` by central differences, in row-major order.
 #[track_caller]
-fn central_differences(
-    name: &str,
-    inputs: &[Tensor],
-    i: usize,
-    f: &impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Vec<f64> {
+fn central_differences(name: &str, inputs: &[Tensor], i: usize, f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<f64> {
     let x = values(name, &inputs[i]);
     let at = |element: usize, value: f64| -> f64 {
         let run = || -> Result<f64> {
             let mut moved = x.clone();
             moved[element] = value;
-            let mut tensors = inputs
-                .iter()
-                .map(Tensor::contiguous)
-                .collect::<Result<Vec<_>>>()?;
+            let mut tensors = inputs.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
             tensors[i] = Tensor::from_vec(moved, inputs[i].shape(), &Device::Cpu)?;
             weighted_sum(name, &f(&tensors)?)?.to_scalar()
         };
@@ -130,11 +105,7 @@ fn central_differences(
 
 /// The output as one number: summed under a fixed random cotangent, so that errors of opposite sign do not cancel.
 fn weighted_sum(name: &str, output: &Tensor) -> Result<Tensor> {
-    assert_eq!(
-        output.dtype(),
-        DType::F64,
-        "{name}: dtype of the output: differences need f64 throughout"
-    );
+    assert_eq!(output.dtype(), DType::F64, "{name}: dtype of the output: differences need f64 throughout");
     (output * random(0x00c0_7a46, output.shape(), DType::F64))?.sum_all()
 }
 
@@ -154,10 +125,7 @@ mod tests {
         fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
             let (start, end) = layout.contiguous_offsets().expect("contiguous");
             let x = &storage.as_slice::<f64>()?[start..end];
-            Ok((
-                CpuStorage::F64(x.iter().map(|x| x * x).collect()),
-                layout.shape().clone(),
-            ))
+            Ok((CpuStorage::F64(x.iter().map(|x| x * x).collect()), layout.shape().clone()))
         }
 
         fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -166,9 +134,7 @@ mod tests {
     }
 
     fn check(backward: fn(&Tensor, &Tensor) -> Result<Option<Tensor>>) {
-        gradcheck("square", &[random(1, (3, 5), DType::F64)], |x| {
-            x[0].apply_op1(Square(backward))
-        });
+        gradcheck("square", &[random(1, (3, 5), DType::F64)], |x| x[0].apply_op1(Square(backward)));
     }
 
     #[test]
@@ -186,11 +152,8 @@ mod tests {
     #[should_panic(expected = "input 0, element [2, 4]")]
     fn one_wrong_element_fails() {
         check(|x, grad| {
-            let wrong = (Tensor::arange(0.0, 15.0, &Device::Cpu)?
-                .reshape((3, 5))?
-                .ge(14.0)?
-                .to_dtype(DType::F64)?
-                * 1e-3)?;
+            let wrong =
+                (Tensor::arange(0.0, 15.0, &Device::Cpu)?.reshape((3, 5))?.ge(14.0)?.to_dtype(DType::F64)? * 1e-3)?;
             Ok(Some(((x * grad)? * 2.0)?.add(&wrong)?))
         });
     }
@@ -204,9 +167,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "input 0 got no gradient")]
     fn a_cut_graph_fails() {
-        gradcheck("detached", &[random(1, 4, DType::F64)], |x| {
-            x[0].detach().sqr()
-        });
+        gradcheck("detached", &[random(1, 4, DType::F64)], |x| x[0].detach().sqr());
     }
 
     #[test]
@@ -225,9 +186,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "all gradients are zero")]
     fn a_function_that_ignores_its_input_fails() {
-        gradcheck("times zero", &[random(1, 4, DType::F64)], |x| {
-            &x[0] * x[0].zeros_like()?.detach()
-        });
+        gradcheck("times zero", &[random(1, 4, DType::F64)], |x| &x[0] * x[0].zeros_like()?.detach());
     }
 
     #[test]
@@ -239,24 +198,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "dtype of the output")]
     fn a_narrow_output_fails() {
-        gradcheck("f32", &[random(1, 4, DType::F64)], |x| {
-            x[0].to_dtype(DType::F32)
-        });
+        gradcheck("f32", &[random(1, 4, DType::F64)], |x| x[0].to_dtype(DType::F32));
     }
 
     #[test]
     fn views_scalars_and_large_values_pass() {
-        let (x, y) = (
-            random(3, (2, 3, 4), DType::F64),
-            (random(4, (), DType::F64) * 1e4).unwrap(),
-        );
+        let (x, y) = (random(3, (2, 3, 4), DType::F64), (random(4, (), DType::F64) * 1e4).unwrap());
         gradcheck("views", &[x.transpose(0, 2).unwrap(), y], |x| {
-            x[0].transpose(0, 1)?
-                .narrow(2, 1, 1)?
-                .squeeze(2)?
-                .t()?
-                .exp()?
-                .broadcast_mul(&x[1])
+            x[0].transpose(0, 1)?.narrow(2, 1, 1)?.squeeze(2)?.t()?.exp()?.broadcast_mul(&x[1])
         });
     }
 }

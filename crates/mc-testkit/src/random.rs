@@ -19,16 +19,8 @@ pub fn random(seed: u64, shape: impl Into<Shape>, dtype: DType) -> Tensor {
 ///
 /// # Panics
 /// When candle cannot hold `dtype`.
-pub fn random_range(
-    seed: u64,
-    low: f64,
-    high: f64,
-    shape: impl Into<Shape>,
-    dtype: DType,
-) -> Tensor {
-    tensor(shape.into(), dtype, |i| {
-        low + (high - low) * uniform(seed, i)
-    })
+pub fn random_range(seed: u64, low: f64, high: f64, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+    tensor(shape.into(), dtype, |i| low + (high - low) * uniform(seed, i))
 }
 
 fn tensor(shape: Shape, dtype: DType, value: impl Fn(u64) -> f64) -> Tensor {
@@ -62,22 +54,13 @@ mod tests {
         let moments = |t: Tensor| {
             let v = t.to_vec1::<f64>().unwrap();
             let mean = v.iter().sum::<f64>() / n as f64;
-            (
-                mean,
-                v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64,
-            )
+            (mean, v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64)
         };
         // Four standard errors: 4/√n = 0.02 for the mean, 4·√(2/n) = 0.028 for the variance.
         let (mean, variance) = moments(random(7, n, DType::F64));
-        assert!(
-            mean.abs() < 0.02 && (variance - 1.0).abs() < 0.028,
-            "{mean} {variance}"
-        );
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.028, "{mean} {variance}");
         let (mean, variance) = moments(random_range(7, -1.0, 3.0, n, DType::F64));
-        assert!(
-            (mean - 1.0).abs() < 0.03 && (variance - 16.0 / 12.0).abs() < 0.03,
-            "{mean} {variance}"
-        );
+        assert!((mean - 1.0).abs() < 0.03 && (variance - 16.0 / 12.0).abs() < 0.03, "{mean} {variance}");
     }
 
     #[test]
@@ -90,9 +73,7 @@ mod tests {
 
     #[test]
     fn integers_fill_their_range() {
-        let ids = random_range(1, 0.0, 5.0, 200, DType::U32)
-            .to_vec1::<u32>()
-            .unwrap();
+        let ids = random_range(1, 0.0, 5.0, 200, DType::U32).to_vec1::<u32>().unwrap();
         assert!((0..5).all(|id| ids.contains(&id)) && ids.iter().all(|&id| id < 5));
     }
 }
