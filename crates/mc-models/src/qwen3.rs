@@ -1,0 +1,16 @@
+//! Qwen3: no biases, queries and keys normalised per head, head width on its own.
+
+use crate::{ModelConfig, Result, config::Fields};
+
+pub(crate) fn configure(config: &mut ModelConfig, fields: &Fields) -> Result<()> {
+    config.qk_norm = true;
+    // transformers' default where the file does not say (`Qwen3Config`).
+    config.head_dim = fields.size("head_dim", 2..=2_048)?.unwrap_or(128);
+    let bias = fields.flag("attention_bias", false)?;
+    (config.qkv_bias, config.o_bias) = (bias, bias);
+    if fields.flag("use_sliding_window", false)? {
+        let first = fields.size("max_window_layers", 0..=1_024)?.unwrap_or(28);
+        config.sliding_windows = fields.sliding_windows(config.num_hidden_layers, |i| i >= first)?;
+    }
+    Ok(())
+}
