@@ -38,13 +38,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let files = if has_llvm_tools() { llvm_cov(&folder, &args.package)? } else { tarpaulin(&folder, &args.package)? };
     let mut packages: BTreeMap<String, Lines> = BTreeMap::new();
     for (path, lines) in files {
-        if let Some(package) = measured(&path, &process::root()) {
+        if let Some(package) = measured(&path, &process::root(), &args.package) {
             packages.entry(package).or_default().add(lines);
         }
     }
     let mut total = Lines::default();
     println!("\n{:<16} {:>8} {:>8} {:>8}", "package", "covered", "lines", "percent");
-    for (package, lines) in &packages {
+    for (package, lines) in packages.iter().filter(|(_, lines)| lines.coverable > 0) {
         println!("{package:<16} {lines}");
         total.add(*lines);
     }
@@ -115,12 +115,15 @@ fn tarpaulin_lines(report: &Value) -> Option<Files> {
     report["files"].as_array()?.iter().map(lines).collect()
 }
 
-/// The package of a source file that counts: one under a `src`, `crates/mc-text/src/…` or `xtask/src/…`.
-fn measured(path: &Path, root: &Path) -> Option<String> {
+/// The package of a source file that counts: one under `crates/…/src`, or under the `src` of one of `packages`. A report
+/// names files of other packages too.
+fn measured(path: &Path, root: &Path, packages: &[String]) -> Option<String> {
     let path = path.strip_prefix(root).unwrap_or(path);
     let folders: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
     let src = folders.iter().position(|folder| folder == "src")?;
-    Some(folders[src.checked_sub(1)?].clone().into_owned())
+    let package = folders[src.checked_sub(1)?].clone().into_owned();
+    let counts = if packages.is_empty() { folders[0] == "crates" } else { packages.contains(&package) };
+    counts.then_some(package)
 }
 
 impl Lines {
@@ -163,10 +166,13 @@ mod tests {
 
     #[test]
     fn sources_count_and_tests_do_not() {
-        let package = |path: &str| measured(Path::new(path), Path::new("/a"));
-        assert_eq!(package("/a/crates/mc-text/src/chat/jinja.rs").as_deref(), Some("mc-text"));
-        assert_eq!(package("/a/crates/mc-text/tests/golden.rs"), None);
-        assert_eq!(package("/a/examples/embed.rs"), None);
+        let package = |path: &str, packages: &[String]| measured(Path::new(path), Path::new("/a"), packages);
+        assert_eq!(package("/a/crates/mc-text/src/chat/jinja.rs", &[]).as_deref(), Some("mc-text"));
+        assert_eq!(package("/a/crates/mc-text/tests/golden.rs", &[]), None);
+        assert_eq!(package("/a/examples/src/lib.rs", &[]), None);
+        assert_eq!(package("/a/xtask/src/tidy.rs", &[]), None);
+        assert_eq!(package("/a/xtask/src/tidy.rs", &["xtask".to_owned()]).as_deref(), Some("xtask"));
+        assert_eq!(package("/a/crates/mc-text/src/lib.rs", &["xtask".to_owned()]), None);
     }
 
     #[test]

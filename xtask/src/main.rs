@@ -1,6 +1,6 @@
 //! Development tasks, one file per command: `cargo xtask --help`. Knows the tree and cargo, nothing about models.
 
-#![allow(clippy::print_stdout, reason = "a program for a terminal")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 #![allow(clippy::case_sensitive_file_extension_comparisons, reason = "the paths are git's, in their exact case")]
 
 mod check;
@@ -8,6 +8,8 @@ mod coverage;
 mod golden;
 mod process;
 mod tidy;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -31,11 +33,18 @@ enum Command {
     Coverage(coverage::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().command {
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Tidy => tidy::run(),
         Command::Golden(args) => golden::run(&args),
         Command::Coverage(args) => coverage::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
