@@ -1,0 +1,158 @@
+//! Every architecture against transformers: logits, loss, greedy tokens, padded batches (golden files of mc-testkit).
+//!
+//! The reference is f32 itself; its own distance from f64 is up to 1.1e-5, hence an absolute tolerance of 1e-4 on
+//! logits of size 10.
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use mc_backend::ops;
+use mc_checkpoint::ModelDir;
+use mc_models::{KVCache, KVCacheConfig, Model, ModelLoader, Pass};
+use mc_testkit::{Tolerance, assert_close, golden};
+use std::collections::HashMap;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const MODELS: [&str; 13] = [
+    "llama",
+    "llama-bias",
+    "llama-linear",
+    "llama-sharded",
+    "llama3",
+    "mistral",
+    "mistral-full",
+    "qwen2",
+    "qwen2-bf16",
+    "qwen2-old",
+    "qwen2-window",
+    "qwen3",
+    "qwen3-untied",
+];
+
+fn load(name: &str) -> Result<(Model, HashMap<String, Tensor>)> {
+    let dir = golden::dir(&format!("models/{name}"));
+    let model = ModelLoader::new().load_dir(&ModelDir::open(&dir)?)?;
+    Ok((model, golden::tensors(dir.join("expected.safetensors"))))
+}
+
+fn ids(tensor: &Tensor) -> Result<Vec<u32>> {
+    Ok(tensor.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?)
+}
+
+#[test]
+fn every_golden_model_is_tested() -> Result<()> {
+    let mut found: Vec<_> =
+        std::fs::read_dir(golden::dir("models"))?.map(|e| Ok(e?.file_name())).collect::<Result<_>>()?;
+    found.sort();
+    assert_eq!(found, MODELS);
+    Ok(())
+}
+
+#[test]
+fn logits_and_loss() -> Result<()> {
+    for name in MODELS {
+        let (model, expected) = load(name)?;
+        let input = &expected["input_ids"];
+        let (b, t) = input.dims2()?;
+        let ids = ids(input)?;
+        let hidden = model.hidden(&ids, (b, t), &mut Pass::default())?;
+        assert_close(name, &model.logits(&hidden)?, &expected["logits"], Tolerance::absolute(1e-4));
+
+        let (mut positions, mut targets) = (vec![], vec![]);
+        for i in (0..b * t).filter(|i| (i + 1) % t != 0) {
+            positions.push(i as u32);
+            targets.push(ids[i + 1]);
+        }
+        let sum = ops::linear_cross_entropy(&hidden, model.head(), &positions, &targets)?;
+        let loss = (sum / targets.len() as f64)?;
+        assert_close(&format!("{name}: loss"), &loss, &expected["loss"].reshape(())?, Tolerance::relative(1e-5));
+    }
+    Ok(())
+}
+
+#[test]
+fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
+    for name in MODELS {
+        let (model, expected) = load(name)?;
+        let (prompt, greedy) = (ids(&expected["prompt"])?, ids(&expected["greedy"])?);
+        // A capacity below the prompt makes the cache grow on the way.
+        let config = KVCacheConfig { initial_capacity: 3, ..KVCacheConfig::default() };
+        let mut cache = KVCache::new(&*model, config)?;
+        let mut sequence = prompt.clone();
+        let mut new = prompt.clone();
+        for (step, token) in greedy.iter().enumerate() {
+            let mut pass = Pass { cache: Some(&mut cache), ..Pass::default() };
+            let hidden = model.hidden(&new, (1, new.len()), &mut pass)?;
+            let logits = model.logits(&hidden.i((0, new.len() - 1))?.unsqueeze(0)?)?.squeeze(0)?;
+            let whole = model.hidden(&sequence, (1, sequence.len()), &mut Pass::default())?;
+            let uncached = model.logits(&whole.i((0, sequence.len() - 1))?.unsqueeze(0)?)?.squeeze(0)?;
+            assert_close(&format!("{name}: token {step}"), &logits, &uncached, Tolerance::absolute(1e-4));
+            let next = logits.argmax(0)?.to_scalar::<u32>()?;
+            assert_eq!(next, *token, "{name}: token {step}");
+            sequence.push(next);
+            new = vec![next];
+        }
+        assert_eq!(cache.len(), prompt.len() + greedy.len() - 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_padded_row_equals_transformers_and_the_row_alone() -> Result<()> {
+    for name in MODELS {
+        let (model, expected) = load(name)?;
+        let padded = &expected["padded_ids"];
+        let (b, t) = padded.dims2()?;
+        let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
+        assert!(left.iter().any(|l| *l > 0), "{name} has no padding");
+        let all = ids(padded)?;
+        let mut pass = Pass { left_padding: Some(&left), ..Pass::default() };
+        let hidden = model.hidden(&all, (b, t), &mut pass)?;
+        let last = model.logits(&hidden.i((.., t - 1))?)?;
+        assert_close(name, &last, &expected["padded_last_logits"], Tolerance::absolute(1e-4));
+        for (row, pad) in left.iter().enumerate() {
+            let alone = &all[row * t + pad..(row + 1) * t];
+            let hidden = model.hidden(alone, (1, alone.len()), &mut Pass::default())?;
+            let logits = model.logits(&hidden.i((.., alone.len() - 1))?)?;
+            assert_close(&format!("{name}: row {row}"), &last.i(row..=row)?, &logits, Tolerance::absolute(1e-5));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_padded_batch_decodes_with_a_cache_as_each_row_alone() -> Result<()> {
+    for name in MODELS {
+        let (model, expected) = load(name)?;
+        let padded = &expected["padded_ids"];
+        let (b, t) = padded.dims2()?;
+        let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
+        let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
+        let all = ids(padded)?;
+        let mut cache = KVCache::new(&*model, KVCacheConfig { batch_size: b, ..KVCacheConfig::default() })?;
+        let mut run = |ids: &[u32], n: usize| -> Result<Tensor> {
+            let mut pass = Pass { cache: Some(&mut cache), left_padding: Some(&left), ..Pass::default() };
+            let hidden = model.hidden(ids, (b, n), &mut pass)?;
+            Ok(model.logits(&hidden.i((.., n - 1))?)?)
+        };
+        run(&all, t)?;
+        let next = [5u32, 17, 31];
+        let batched = run(&next, 1)?;
+        for (row, pad) in left.iter().enumerate() {
+            let mut alone = all[row * t + pad..(row + 1) * t].to_vec();
+            alone.push(next[row]);
+            let hidden = model.hidden(&alone, (1, alone.len()), &mut Pass::default())?;
+            let logits = model.logits(&hidden.i((.., alone.len() - 1))?)?;
+            assert_close(&format!("{name}: row {row}"), &batched.i(row..=row)?, &logits, Tolerance::absolute(1e-5));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_device_of_a_model_is_where_it_was_loaded() -> Result<()> {
+    let (model, _) = load("qwen2")?;
+    assert!(matches!(model.device(), Device::Cpu));
+    assert_eq!(model.dtype(), DType::F32);
+    Ok(())
+}
