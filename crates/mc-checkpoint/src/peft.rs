@@ -11,6 +11,8 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path};
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) const MLX_WEIGHTS: &str = "adapters.safetensors";
+/// What PEFT says of the file: written by pytorch.
+const FORMAT: (&str, &str) = ("format", "pt");
 
 /// A PEFT adapter as its directory holds it; keys are PEFT's, such as `base_model.model.….q_proj.lora_A.weight`.
 ///
@@ -23,6 +25,7 @@ pub(crate) const MLX_WEIGHTS: &str = "adapters.safetensors";
 /// let adapter = PeftAdapter {
 ///     config: PeftConfig { r: 1, target_modules: TargetModules::Names(vec!["q_proj".into()]), ..Default::default() },
 ///     tensors: [(format!("{prefix}.lora_A.weight"), a), (format!("{prefix}.lora_B.weight"), b)].into(),
+///     metadata: Default::default(),
 /// };
 /// let dir = tempfile::tempdir()?;
 /// adapter.write(dir.path())?;
@@ -35,6 +38,8 @@ pub struct PeftAdapter {
     pub config: PeftConfig,
     /// The tensors of `adapter_model.safetensors`, by its keys.
     pub tensors: BTreeMap<String, Tensor>,
+    /// What `adapter_model.safetensors` says beside them, without its `format`.
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl PeftAdapter {
@@ -68,7 +73,9 @@ impl PeftAdapter {
             return Err(missing("no adapter_model.safetensors", hint));
         }
         let source = SafeTensors::open(weights)?;
-        Ok(Self { config, tensors: read_all(&source, device)? })
+        let mut metadata = source.metadata().clone();
+        metadata.remove(FORMAT.0);
+        Ok(Self { config, tensors: read_all(&source, device)?, metadata })
     }
 
     /// Writes the adapter into a directory, which is made if it is not there.
@@ -89,7 +96,8 @@ impl PeftAdapter {
         if read_limited(&path)?.is_some_and(|old| old != text) {
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
-        save_safetensors(dir.join(ADAPTER_WEIGHTS), &self.tensors, Some(("format", "pt")))?;
+        let metadata = self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        save_safetensors(dir.join(ADAPTER_WEIGHTS), &self.tensors, metadata.chain([FORMAT]))?;
         write_atomic(&path, |out| out.write_all(&text))
     }
 }

@@ -66,7 +66,7 @@ impl TrainingState {
         let path = path.as_ref();
         let json = serde_json::to_string(&Versioned { version: VERSION, state: self });
         let json = json.map_err(Error::json(&path.display().to_string()))?;
-        save_safetensors(path, &self.tensors, Some((KEY, &json)))
+        save_safetensors(path, &self.tensors, Some((KEY, json.as_str())))
     }
 
     /// Reads a state back, its tensors onto `device`.

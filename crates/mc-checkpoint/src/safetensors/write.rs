@@ -10,17 +10,17 @@ use std::{
     path::Path,
 };
 
-/// Writes named tensors atomically as one safetensors file, with at most one entry of metadata.
+/// Writes named tensors atomically as one safetensors file, with what `metadata` says of them.
 ///
 /// Equal tensors give equal bytes: tensors are ordered by the size of their elements, largest first, so that each is
-/// aligned, then by name. (More metadata would be written in random order.) Tensors may be on any device, and strided.
+/// aligned, then by name; metadata by key. Tensors may be on any device, and strided.
 ///
 /// # Errors
 /// If a dtype cannot be written, a tensor cannot be read back from its device, or the file cannot be written.
-pub fn save_safetensors(
+pub fn save_safetensors<'a>(
     path: impl AsRef<Path>,
     tensors: &BTreeMap<String, Tensor>,
-    metadata: Option<(&str, &str)>,
+    metadata: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<()> {
     let path = path.as_ref();
     let file = path.display().to_string();
@@ -32,12 +32,19 @@ pub fn save_safetensors(
     for (name, tensor) in &tensors {
         let start = end;
         end += tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let info = TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets: (start, end) };
+        let info =
+            TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets: (start, end) };
         infos.push(((*name).clone(), info));
     }
-    let metadata = metadata.map(|(key, value)| [(key.to_string(), value.to_string())].into());
-    let header = Metadata::new(metadata, infos).map_err(|e| Error::invalid(&file, e.to_string()))?;
+    let header = Metadata::new(None, infos).map_err(|e| Error::invalid(&file, e.to_string()))?;
     let mut header = serde_json::to_vec(&header).map_err(Error::json(&file))?;
+    let metadata: BTreeMap<&str, &str> = metadata.into_iter().collect();
+    if !metadata.is_empty() {
+        // `Metadata` keeps its strings in a hash map and would write them in random order.
+        let metadata = serde_json::to_string(&metadata).map_err(Error::json(&file))?;
+        let comma = if tensors.is_empty() { "" } else { "," };
+        header.splice(1..1, format!("\"__metadata__\":{metadata}{comma}").into_bytes());
+    }
     header.resize(header.len().next_multiple_of(8), b' ');
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;

@@ -1,0 +1,184 @@
+//! A whole adapter: a layer at each projection that it is for, and the three ways to pass it to a model.
+
+use crate::{LoRAAdapterConfig, LoRALayer, Result, layer::Terms, targets::Targets};
+use candle_core::{Tensor, Var};
+use mc_backend::{Purpose, Stream, ops::Dropout};
+use mc_models::{Adapter, CausalLM, Projection};
+
+/// A trainable LoRA or DoRA adapter.
+///
+/// As an [`Adapter`] it computes what its parameters say now, without dropout and without gradients. For gradients
+/// there is [`LoRAAdapter::training_pass`], for many passes over parameters that stay [`LoRAAdapter::freeze`].
+#[derive(Debug)]
+pub struct LoRAAdapter {
+    config: LoRAAdapterConfig,
+    base_model: Option<String>,
+    /// By the site's index.
+    layers: Vec<Option<LoRALayer>>,
+    variables: Vec<(String, Var)>,
+}
+
+impl LoRAAdapter {
+    /// An adapter that changes nothing yet.
+    ///
+    /// # Errors
+    /// If the configuration is out of range, or names something that the model does not have.
+    pub fn new(model: &dyn CausalLM, config: LoRAAdapterConfig) -> Result<Self> {
+        let targets = Targets::new(&config)?;
+        let selected = targets.select(model.sites())?;
+        targets.all_matched(model.sites())?;
+        let layer = |(index, layer)| match (layer, model.projection(index)) {
+            (Some(layer), Some(projection)) => LoRALayer::new(projection, layer, config.seed).map(Some),
+            _ => Ok(None),
+        };
+        let layers = selected.into_iter().enumerate().map(layer).collect::<Result<_>>()?;
+        Ok(Self::from_layers(config, layers))
+    }
+
+    pub(crate) fn from_layers(config: LoRAAdapterConfig, layers: Vec<Option<LoRALayer>>) -> Self {
+        let mut variables = vec![];
+        for layer in layers.iter().flatten() {
+            let [a, b, magnitude] = keys(layer.path());
+            variables.push((a, layer.a().clone()));
+            variables.push((b, layer.b().clone()));
+            variables.extend(layer.magnitude().map(|m| (magnitude, m.clone())));
+        }
+        Self { config, base_model: None, layers, variables }
+    }
+
+    /// Notes the name of the model that the adapter is for, which is written when it is saved.
+    pub fn with_base_model(self, name: impl Into<String>) -> Self {
+        Self { base_model: Some(name.into()), ..self }
+    }
+
+    /// The name of the model that the adapter is for, if it was noted or loaded.
+    pub fn base_model(&self) -> Option<&str> {
+        self.base_model.as_deref()
+    }
+
+    /// The settings that it was made with.
+    pub fn config(&self) -> &LoRAAdapterConfig {
+        &self.config
+    }
+
+    /// The layers, in the order of the model's sites.
+    pub fn layers(&self) -> impl Iterator<Item = &LoRALayer> {
+        self.layers.iter().flatten()
+    }
+
+    /// The trainable parameters by their key in PEFT's format, in the order of the model's sites: A, B, magnitude.
+    pub fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
+    /// How many numbers are trained.
+    pub fn num_parameters(&self) -> usize {
+        self.variables.iter().map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// The adapter with dropout and gradients, for one forward and backward pass.
+    ///
+    /// Equal `seed` and `micro_step` give equal masks, so that a block may be computed twice.
+    pub fn training_pass(&self, seed: u64, micro_step: u64) -> TrainingPass<'_> {
+        TrainingPass { adapter: self, seed, micro_step }
+    }
+
+    /// The adapter as it is now, for generation: a copy that later training does not change. With DoRA it is much
+    /// faster than the adapter itself, since the norms of the weight's rows are computed once.
+    ///
+    /// # Errors
+    /// If the adapter is for another model.
+    pub fn freeze(&self, model: &dyn CausalLM) -> Result<FrozenAdapter> {
+        let frozen = |(index, layer): (usize, &Option<LoRALayer>)| {
+            let Some(layer) = layer else { return Ok(None) };
+            let Some(projection) = model.projection(index) else { return Err(foreign(layer.path(), "nothing")) };
+            same_place(layer.path(), projection)?;
+            Ok(Some((layer.path().to_string(), layer.terms(&projection.weight)?.copied()?)))
+        };
+        let layers = self.layers.iter().enumerate().map(frozen).collect::<candle_core::Result<_>>()?;
+        Ok(FrozenAdapter { layers })
+    }
+
+    fn layer(&self, projection: &Projection) -> candle_core::Result<Option<&LoRALayer>> {
+        let Some(layer) = self.layers.get(projection.site.index).and_then(Option::as_ref) else { return Ok(None) };
+        same_place(layer.path(), projection)?;
+        Ok(Some(layer))
+    }
+}
+
+impl Adapter for LoRAAdapter {
+    fn project(&self, group: &[Projection], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
+        let project = |projection: &Projection| match self.layer(projection)? {
+            Some(layer) => layer.terms(&projection.weight)?.detached().project(projection, x, None),
+            None => projection.forward(x),
+        };
+        group.iter().map(project).collect()
+    }
+}
+
+/// An adapter in training; see [`LoRAAdapter::training_pass`].
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingPass<'a> {
+    adapter: &'a LoRAAdapter,
+    seed: u64,
+    micro_step: u64,
+}
+
+impl TrainingPass<'_> {
+    /// A mask of its own for each site of each micro-step.
+    fn dropout(&self, layer: &LoRALayer, site: usize) -> Option<Dropout> {
+        let probability = layer.config().dropout as f32;
+        let step = self.micro_step * self.adapter.layers.len() as u64 + site as u64;
+        (probability > 0.0).then(|| Dropout { probability, stream: Stream::new(self.seed, Purpose::Dropout, step) })
+    }
+}
+
+impl Adapter for TrainingPass<'_> {
+    fn project(&self, group: &[Projection], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
+        let project = |projection: &Projection| match self.adapter.layer(projection)? {
+            Some(layer) => {
+                let dropout = self.dropout(layer, projection.site.index);
+                layer.terms(&projection.weight)?.project(projection, x, dropout)
+            }
+            None => projection.forward(x),
+        };
+        group.iter().map(project).collect()
+    }
+}
+
+/// An adapter that does not change any more; see [`LoRAAdapter::freeze`].
+#[derive(Clone, Debug)]
+pub struct FrozenAdapter {
+    /// By the site's index, with the site's path.
+    layers: Vec<Option<(String, Terms)>>,
+}
+
+impl Adapter for FrozenAdapter {
+    fn project(&self, group: &[Projection], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
+        let project = |projection: &Projection| match self.layers.get(projection.site.index) {
+            Some(Some((path, terms))) => {
+                same_place(path, projection)?;
+                terms.project(projection, x, None)
+            }
+            _ => projection.forward(x),
+        };
+        group.iter().map(project).collect()
+    }
+}
+
+/// The keys of A, B and magnitude in PEFT's format.
+pub(crate) fn keys(path: &str) -> [String; 3] {
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|name| format!("base_model.model.{path}.{name}"))
+}
+
+fn same_place(path: &str, projection: &Projection) -> candle_core::Result<()> {
+    if path != projection.site.path {
+        return Err(foreign(path, &projection.site.path));
+    }
+    Ok(())
+}
+
+fn foreign(path: &str, found: &str) -> candle_core::Error {
+    let what = "the adapter was made for another model";
+    candle_core::Error::msg(format!("{what}: it adapts `{path}`, where this model has `{found}`"))
+}
