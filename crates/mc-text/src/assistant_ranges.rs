@@ -45,17 +45,10 @@ pub(crate) fn by_comparison(
         if message.role != "assistant" {
             continue;
         }
-        let failed = |reason| Error::AssistantRange {
-            template: template.to_string(),
-            message: at,
-            reason,
-        };
+        let failed = |reason| Error::AssistantRange { template: template.to_string(), message: at, reason };
         let prompt = render(&messages[..at], true)?;
-        if !whole.starts_with(&prompt) || ranges.last().is_some_and(|last| last.end > prompt.len())
-        {
-            return Err(failed(
-                "the prompt for it is not how the whole conversation starts",
-            ));
+        if !whole.starts_with(&prompt) || ranges.last().is_some_and(|last| last.end > prompt.len()) {
+            return Err(failed("the prompt for it is not how the whole conversation starts"));
         }
         let turn = render(&messages[..=at], false)?;
         let end = if whole.starts_with(&turn) && turn.len() >= prompt.len() {
@@ -66,8 +59,7 @@ pub(crate) fn by_comparison(
             let ending = ending(&messages[..=at], &render)?
                 .ok_or_else(|| failed("what follows its content cannot be told from it"))?;
             let found = whole[prompt.len()..].find(&ending);
-            let found =
-                found.ok_or_else(|| failed("it ends otherwise when the conversation goes on"))?;
+            let found = found.ok_or_else(|| failed("it ends otherwise when the conversation goes on"))?;
             prompt.len() + found + ending.len()
         };
         ranges.push(prompt.len()..end);
@@ -76,10 +68,7 @@ pub(crate) fn by_comparison(
 }
 
 /// What the template writes after the content of the last message.
-fn ending(
-    messages: &[Message],
-    render: impl Fn(&[Message], bool) -> Result<String>,
-) -> Result<Option<String>> {
+fn ending(messages: &[Message], render: impl Fn(&[Message], bool) -> Result<String>) -> Result<Option<String>> {
     let mut messages = messages.to_vec();
     let Some(last) = messages.last_mut() else {
         return Ok(None);

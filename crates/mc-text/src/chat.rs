@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use minijinja::Environment;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::TokenizerConfig;
@@ -24,30 +24,18 @@ use crate::{Error, Result, TokenizerFiles, assistant_ranges, jinja};
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`, or what else the template knows.
     pub role: String,
-    /// A text, or a list of parts; absent is not the same as null to a template.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    /// A text, or a list of parts; null is the same as absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Value>,
     /// Everything else: `tool_calls`, `name`, `reasoning_content`, ….
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
-}
-
 impl Message {
     /// A message of plain text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: Some(Value::String(content.into())),
-            extra: Map::new(),
-        }
+        Self { role: role.into(), content: Some(Value::String(content.into())), extra: Map::new() }
     }
 
     /// The content, if it is plain text.
@@ -110,35 +98,21 @@ impl ChatTemplate {
     /// Makes a chat template of files in memory; template files override `chat_template` in tokenizer_config.json.
     pub fn from_files(files: &TokenizerFiles) -> Result<Option<Self>> {
         let config = TokenizerConfig::parse(files)?;
-        let special_tokens = config
-            .named_tokens
-            .into_iter()
-            .map(|(name, token)| (name, token.content));
+        let special_tokens = config.named_tokens.into_iter().map(|(name, token)| (name, token.content));
         let origin = |file: &str| files.directory.join(file).display().to_string();
 
-        let default = files.chat_template.iter().map(|source| {
-            (
-                "default".to_string(),
-                origin("chat_template.jinja"),
-                source.to_string(),
-            )
-        });
-        let additional = files
-            .additional_chat_templates
+        let default = files
+            .chat_template
             .iter()
-            .map(|(name, source)| {
-                let file = format!("additional_chat_templates/{name}.jinja");
-                (name.clone(), origin(&file), source.to_string())
-            });
+            .map(|source| ("default".to_string(), origin("chat_template.jinja"), source.to_string()));
+        let additional = files.additional_chat_templates.iter().map(|(name, source)| {
+            let file = format!("additional_chat_templates/{name}.jinja");
+            (name.clone(), origin(&file), source.to_string())
+        });
         let mut sources: Vec<_> = default.chain(additional).collect();
         if sources.is_empty() {
-            let in_config = |(name, field, source)| {
-                (
-                    name,
-                    format!("{}: `{field}`", origin("tokenizer_config.json")),
-                    source,
-                )
-            };
+            let in_config =
+                |(name, field, source)| (name, format!("{}: `{field}`", origin("tokenizer_config.json")), source);
             sources = config.chat_templates.into_iter().map(in_config).collect();
         }
         if sources.is_empty() {
@@ -148,30 +122,16 @@ impl ChatTemplate {
     }
 
     /// Makes a chat template of its text and the special tokens it may name, such as `("eos_token", "</s>")`.
-    pub fn from_source<'a>(
-        source: &str,
-        special_tokens: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Result<Self> {
-        let special_tokens = special_tokens
-            .into_iter()
-            .map(|(name, token)| (name.to_string(), token.to_string()));
-        let source = (
-            "default".to_string(),
-            "chat template".to_string(),
-            source.to_string(),
-        );
+    pub fn from_source<'a>(source: &str, special_tokens: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let special_tokens = special_tokens.into_iter().map(|(name, token)| (name.to_string(), token.to_string()));
+        let source = ("default".to_string(), "chat template".to_string(), source.to_string());
         Self::compile(vec![source], special_tokens.collect())
     }
 
     /// The conversation as text.
     pub fn apply(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         let (name, origin) = self.select(options)?;
-        self.render(
-            &self.environment,
-            name,
-            origin,
-            &self.context(messages, options),
-        )
+        render(&self.environment, name, origin, &self.context(messages, options))
     }
 
     /// The conversation as text, and the byte ranges of it that the assistant wrote: what training should supervise.
@@ -201,40 +161,26 @@ impl ChatTemplate {
         if !origin.generation_blocks {
             let render = |messages: &[Message], add_generation_prompt| {
                 let mut context = self.context(messages, options);
-                context.insert(
-                    "add_generation_prompt".into(),
-                    Value::Bool(add_generation_prompt),
-                );
-                self.render(&self.environment, name, origin, &context)
+                context.insert("add_generation_prompt".into(), Value::Bool(add_generation_prompt));
+                render(&self.environment, name, origin, &context)
             };
-            return assistant_ranges::by_comparison(
-                messages,
-                options.add_generation_prompt,
-                &origin.name,
-                render,
-            );
+            return assistant_ranges::by_comparison(messages, options.add_generation_prompt, &origin.name, render);
         }
         let context = self.context(messages, options);
         let (open, close) = assistant_ranges::markers(&Value::Object(context.clone()).to_string());
         let mut environment = self.environment.clone();
-        environment.add_filter(jinja::GENERATION, move |body: String| {
-            format!("{open}{body}{close}")
-        });
-        let marked = self.render(&environment, name, origin, &context)?;
+        environment.add_filter(jinja::GENERATION, move |body: String| format!("{open}{body}{close}"));
+        let marked = render(&environment, name, origin, &context)?;
         Ok(assistant_ranges::by_markers(&marked, open, close))
     }
 
-    fn compile(
-        sources: Vec<(String, String, String)>,
-        special_tokens: BTreeMap<String, String>,
-    ) -> Result<Self> {
+    fn compile(sources: Vec<(String, String, String)>, special_tokens: BTreeMap<String, String>) -> Result<Self> {
         let syntax = |origin: &str, error: &minijinja::Error| Error::TemplateSyntax {
             template: origin.to_string(),
             line: error.line().unwrap_or(1),
             reason: reason(error),
         };
-        let mut environment =
-            jinja::environment().map_err(|error| syntax("chat template", &error))?;
+        let mut environment = jinja::environment().map_err(|error| syntax("chat template", &error))?;
         let mut templates = BTreeMap::new();
         for (name, origin, source) in sources {
             let rewritten = jinja::without_generation_tags(&source);
@@ -242,48 +188,24 @@ impl ChatTemplate {
             environment
                 .add_template_owned(name.clone(), rewritten.unwrap_or(source))
                 .map_err(|error| syntax(&origin, &error))?;
-            templates.insert(
-                name,
-                Origin {
-                    name: origin,
-                    generation_blocks,
-                },
-            );
+            templates.insert(name, Origin { name: origin, generation_blocks });
         }
-        let special_tokens = special_tokens
-            .into_iter()
-            .map(|(name, token)| (name, Value::String(token)))
-            .collect();
-        Ok(Self {
-            environment,
-            templates,
-            special_tokens,
-        })
+        let special_tokens = special_tokens.into_iter().map(|(name, token)| (name, Value::String(token))).collect();
+        Ok(Self { environment, templates, special_tokens })
     }
 
     fn select(&self, options: &ChatOptions) -> Result<(&str, &Origin)> {
         let wanted = match &options.template {
             Some(name) => name,
-            None if self.templates.len() == 1 => self
-                .templates
-                .keys()
-                .next()
-                .map_or("default", String::as_str),
-            None if options.tools.is_some() && self.templates.contains_key("tool_use") => {
-                "tool_use"
-            }
+            None if self.templates.len() == 1 => self.templates.keys().next().map_or("default", String::as_str),
+            None if options.tools.is_some() && self.templates.contains_key("tool_use") => "tool_use",
             None => "default",
         };
         match self.templates.get_key_value(wanted) {
             Some((name, origin)) => Ok((name, origin)),
             None => Err(Error::UnknownTemplate {
                 name: wanted.to_string(),
-                known: self
-                    .templates
-                    .keys()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                known: self.templates.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
             }),
         }
     }
@@ -293,61 +215,37 @@ impl ChatTemplate {
         let mut context = self.special_tokens.clone();
         context.insert("documents".into(), Value::Null);
         context.extend(options.extra.clone());
-        context.insert(
-            "messages".into(),
-            messages.iter().map(message_value).collect(),
-        );
-        context.insert(
-            "tools".into(),
-            options.tools.clone().map_or(Value::Null, Value::Array),
-        );
-        context.insert(
-            "add_generation_prompt".into(),
-            options.add_generation_prompt.into(),
-        );
+        context.insert("messages".into(), messages.iter().map(message_value).collect());
+        context.insert("tools".into(), options.tools.clone().map_or(Value::Null, Value::Array));
+        context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         context
-    }
-
-    fn render(
-        &self,
-        environment: &Environment,
-        name: &str,
-        origin: &Origin,
-        context: &Map<String, Value>,
-    ) -> Result<String> {
-        let rendered = environment
-            .get_template(name)
-            .and_then(|template| template.render(minijinja::value::Serde(context)));
-        rendered.map_err(|error| match jinja::raised(&error) {
-            Some(message) => Error::TemplateRaised {
-                template: origin.name.clone(),
-                message: one_line(message),
-            },
-            None => Error::TemplateRender {
-                template: origin.name.clone(),
-                line: error.line().unwrap_or(1),
-                reason: reason(&error),
-            },
-        })
     }
 }
 
-/// A message as templates see it. Reasoning goes by three names; as in transformers, templates find it under
-/// `reasoning_content` and `thinking` whichever was used.
+fn render(environment: &Environment, name: &str, origin: &Origin, context: &Map<String, Value>) -> Result<String> {
+    let rendered =
+        environment.get_template(name).and_then(|template| template.render(minijinja::value::Serde(context)));
+    rendered.map_err(|error| match jinja::raised(&error) {
+        Some(message) => Error::TemplateRaised { template: origin.name.clone(), message: one_line(message) },
+        None => Error::TemplateRender {
+            template: origin.name.clone(),
+            line: error.line().unwrap_or(1),
+            reason: reason(&error),
+        },
+    })
+}
+
+/// A message as templates see it in transformers: without null fields, and with reasoning, which goes by three names,
+/// under `reasoning_content` and `thinking` whichever was used.
 fn message_value(message: &Message) -> Value {
     let mut fields = Map::new();
     fields.insert("role".into(), message.role.clone().into());
-    if let Some(content) = &message.content {
-        fields.insert("content".into(), content.clone());
-    }
-    fields.extend(message.extra.clone());
-    let reasoning = ["reasoning_content", "thinking", "reasoning"]
-        .iter()
-        .find_map(|name| fields.get(*name).filter(|value| !value.is_null()).cloned());
+    let content = message.content.iter().map(|content| ("content".to_string(), content.clone()));
+    let extra = message.extra.iter().map(|(name, value)| (name.clone(), value.clone()));
+    fields.extend(content.chain(extra).filter(|(_, value)| !value.is_null()));
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| fields.get(*name)).cloned();
     if let Some(reasoning) = reasoning {
-        fields
-            .entry("thinking")
-            .or_insert_with(|| reasoning.clone());
+        fields.entry("thinking").or_insert_with(|| reasoning.clone());
         fields.insert("reasoning_content".into(), reasoning);
     }
     Value::Object(fields)

@@ -31,9 +31,7 @@ impl TokenizerConfig {
         let Some(bytes) = &files.tokenizer_config else {
             return Ok(Self::default());
         };
-        let reader = Reader {
-            file: files.directory.join(FILE),
-        };
+        let reader = Reader { file: files.directory.join(FILE) };
         let config: Value = serde_json::from_slice(bytes).map_err(|error| Error::Malformed {
             file: reader.file.clone(),
             reason: format!("not valid JSON: {}", one_line(error)),
@@ -68,10 +66,7 @@ impl Reader {
         // Since transformers 5 a map gives more names.
         if let Some(Value::Object(extra)) = config.get("extra_special_tokens") {
             for (name, value) in extra {
-                tokens.push((
-                    name.clone(),
-                    self.token(&format!("extra_special_tokens.{name}"), value)?,
-                ));
+                tokens.push((name.clone(), self.token(&format!("extra_special_tokens.{name}"), value)?));
             }
         }
         Ok(tokens)
@@ -118,9 +113,7 @@ impl Reader {
         let field = "chat_template";
         match config.get(field) {
             None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::String(source)) => {
-                Ok(vec![("default".into(), field.into(), source.clone())])
-            }
+            Some(Value::String(source)) => Ok(vec![("default".into(), field.into(), source.clone())]),
             Some(Value::Array(templates)) => {
                 let mut named = Vec::with_capacity(templates.len());
                 for (at, template) in templates.iter().enumerate() {
@@ -131,11 +124,7 @@ impl Reader {
                             Err(self.wrong(&format!("{field}[{at}].{key}"), found, "a string"))
                         }
                     };
-                    named.push((
-                        text("name")?,
-                        format!("{field}[{at}].template"),
-                        text("template")?,
-                    ));
+                    named.push((text("name")?, format!("{field}[{at}].template"), text("template")?));
                 }
                 Ok(named)
             }
@@ -155,11 +144,7 @@ impl Reader {
             },
             other => return Err(self.wrong(field, other, TOKEN)),
         };
-        let flag = |name: &str| {
-            flags
-                .and_then(|flags| flags.get(name))
-                .and_then(Value::as_bool)
-        };
+        let flag = |name: &str| flags.and_then(|flags| flags.get(name)).and_then(Value::as_bool);
         // A token given as a bare string is special; an object says so itself.
         let special = flags.is_none() || flag("special").unwrap_or(false);
         Ok(AddedToken {
@@ -179,22 +164,13 @@ impl Reader {
             Value::Array(_) => "a list".to_string(),
             other => short(&other.to_string()),
         };
-        Error::Field {
-            file: self.file.clone(),
-            field: short(field),
-            found,
-            expected,
-        }
+        Error::Field { file: self.file.clone(), field: short(field), found, expected }
     }
 }
 
 /// Enough of a text to know it by.
 fn short(text: &str) -> String {
-    let mut short: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(80)
-        .collect();
+    let mut short: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(80).collect();
     if short.len() < text.len() {
         short.push('…');
     }

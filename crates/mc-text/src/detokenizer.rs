@@ -10,14 +10,21 @@ use crate::{Error, Result, Tokenizer};
 /// The pieces together are [`Tokenizer::decode`] of all ids, but for a character that never became complete: its bytes
 /// are held back and not replaced. No piece splits a character. The work per id does not grow with the text.
 ///
-/// ```no_run
-/// # let tokenizer = mc_text::Tokenizer::load("model")?;
+/// One more difference, in byte-fallback vocabularies only: where bytes are no UTF-8, `decode` replaces the whole run of
+/// byte tokens, these pieces only the bytes at fault, since the others were text before that was known.
+///
+/// ```
+/// # let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen");
+/// let tokenizer = mc_text::Tokenizer::load(directory)?;
 /// let mut detokenizer = tokenizer.detokenizer(true);
-/// for id in [9707, 11, 1879] {
-///     if let Some(text) = detokenizer.push(id)? {
-///         print!("{text}");
+/// let mut text = String::new();
+/// for id in tokenizer.encode("one 😀 at a time", false)? {
+///     if let Some(piece) = detokenizer.push(id)? {
+///         assert!(!piece.contains('\u{fffd}'));
+///         text += &piece;
 ///     }
 /// }
+/// assert_eq!(text, "one 😀 at a time");
 /// # Ok::<(), mc_text::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -47,14 +54,7 @@ enum Scheme {
 impl Detokenizer {
     pub(crate) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
         let scheme = tokenizer.inner().get_decoder().map_or(Scheme::Text, scheme);
-        Self {
-            tokenizer,
-            skip_special,
-            scheme,
-            context: None,
-            started: false,
-            bytes: Vec::new(),
-        }
+        Self { tokenizer, skip_special, scheme, context: None, started: false, bytes: Vec::new() }
     }
 
     /// Takes the next id; gives the text that is certain now, if there is any.
@@ -72,15 +72,13 @@ impl Detokenizer {
                 None => self.bytes.extend(token.as_bytes()),
             },
             // The first byte of all goes the other way if it is a character: it may be a space that is to be stripped.
-            Scheme::ByteFallback => {
-                match single_byte(&token).filter(|byte| self.started || !byte.is_ascii()) {
-                    Some(byte) => {
-                        self.bytes.push(byte);
-                        self.context = None;
-                    }
-                    None => self.push_text(id)?,
+            Scheme::ByteFallback => match single_byte(&token).filter(|byte| self.started || !byte.is_ascii()) {
+                Some(byte) => {
+                    self.bytes.push(byte);
+                    self.context = None;
                 }
-            }
+                None => self.push_text(id)?,
+            },
             Scheme::Text => self.push_text(id)?,
         }
         self.started = true;
@@ -112,12 +110,10 @@ impl Detokenizer {
         let before = self.decode(context.as_slice())?;
         let both: Vec<u32> = context.into_iter().chain([id]).collect();
         let text = self.decode(&both)?;
-        let added = text
-            .strip_prefix(before.as_str())
-            .ok_or_else(|| Error::Decode {
-                file: self.tokenizer.file().to_path_buf(),
-                reason: format!("token {id} changes the text of the token before it"),
-            })?;
+        let added = text.strip_prefix(before.as_str()).ok_or_else(|| Error::Decode {
+            file: self.tokenizer.file().to_path_buf(),
+            reason: format!("token {id} changes the text of the token before it"),
+        })?;
         self.bytes.extend(added.as_bytes());
         self.context = Some(id);
         Ok(())
@@ -132,10 +128,7 @@ impl Detokenizer {
         self.tokenizer
             .inner()
             .decode(ids, false)
-            .map_err(|error| Error::Decode {
-                file: self.tokenizer.file().to_path_buf(),
-                reason: one_line(error),
-            })
+            .map_err(|error| Error::Decode { file: self.tokenizer.file().to_path_buf(), reason: one_line(error) })
     }
 }
 
@@ -149,8 +142,7 @@ fn take_complete(bytes: &mut Vec<u8>) -> String {
         taken += chunk.valid().len();
         let invalid = chunk.invalid();
         let at_end = taken + invalid.len() == bytes.len();
-        let incomplete =
-            || std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+        let incomplete = || std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
         if invalid.is_empty() || (at_end && incomplete()) {
             break;
         }
@@ -167,9 +159,7 @@ fn scheme(decoder: &DecoderWrapper) -> Scheme {
         DecoderWrapper::ByteFallback(_) => Scheme::ByteFallback,
         DecoderWrapper::Sequence(sequence) => {
             let parts = || sequence.get_decoders().iter().map(scheme);
-            parts()
-                .find(|&part| part != Scheme::Text)
-                .unwrap_or(Scheme::Text)
+            parts().find(|&part| part != Scheme::Text).unwrap_or(Scheme::Text)
         }
         _ => Scheme::Text,
     }
@@ -178,9 +168,7 @@ fn scheme(decoder: &DecoderWrapper) -> Scheme {
 /// The byte that a byte-fallback token stands for.
 fn single_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    u8::from_str_radix(digits, 16)
-        .ok()
-        .filter(|_| digits.len() == 2)
+    u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }
 
 /// The bytes of a byte-level token. GPT-2's alphabet: printable Latin-1 stands for itself, and the other 68 bytes, in
@@ -205,10 +193,7 @@ mod tests {
     #[test]
     fn the_byte_alphabet_is_the_library_s() {
         let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
-        let mut bytes: Vec<u8> = alphabet
-            .iter()
-            .flat_map(|c| byte_level(&c.to_string()).unwrap())
-            .collect();
+        let mut bytes: Vec<u8> = alphabet.iter().flat_map(|c| byte_level(&c.to_string()).unwrap()).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
         assert_eq!(byte_level("Ġhi"), Some(b" hi".to_vec()));
@@ -219,11 +204,7 @@ mod tests {
     fn only_what_can_still_become_a_character_is_kept() {
         let check = |input: &[u8], text: &str, kept: &[u8]| {
             let mut bytes = input.to_vec();
-            assert_eq!(
-                (take_complete(&mut bytes).as_str(), bytes.as_slice()),
-                (text, kept),
-                "{input:x?}"
-            );
+            assert_eq!((take_complete(&mut bytes).as_str(), bytes.as_slice()), (text, kept), "{input:x?}");
         };
         check("aé".as_bytes(), "aé", b"");
         check(b"a\xf0\x9f\x98", "a", b"\xf0\x9f\x98");

@@ -118,8 +118,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { file, source }
-                if source.kind() == std::io::ErrorKind::NotFound
-                    && file.ends_with("tokenizer.json") =>
+                if source.kind() == std::io::ErrorKind::NotFound && file.ends_with("tokenizer.json") =>
             {
                 "a model directory holds tokenizer.json; is this the right directory?"
             }
@@ -141,9 +140,5 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Words of another library, made one line.
 pub(crate) fn one_line(error: impl std::fmt::Display) -> String {
-    error
-        .to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -40,10 +40,7 @@ impl TokenizerFiles<'static> {
     pub fn read(directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();
         let tokenizer_json = read(&directory.join("tokenizer.json"), TOKENIZER_LIMIT)?;
-        Ok(Self {
-            tokenizer_json: Cow::Owned(tokenizer_json),
-            ..Self::read_templates(directory)?
-        })
+        Ok(Self { tokenizer_json: Cow::Owned(tokenizer_json), ..Self::read_templates(directory)? })
     }
 
     /// Reads all but `tokenizer.json`, which is large and of no use to a chat template.
@@ -51,34 +48,22 @@ impl TokenizerFiles<'static> {
         Ok(Self {
             directory: directory.to_path_buf(),
             tokenizer_json: Cow::Borrowed(&[]),
-            tokenizer_config: if_there(read(
-                &directory.join("tokenizer_config.json"),
-                SMALL_LIMIT,
-            ))?
-            .map(Cow::Owned),
-            chat_template: if_there(read_text(&directory.join("chat_template.jinja")))?
-                .map(Cow::Owned),
-            additional_chat_templates: read_additional(
-                &directory.join("additional_chat_templates"),
-            )?,
+            tokenizer_config: if_there(read(&directory.join("tokenizer_config.json"), SMALL_LIMIT))?.map(Cow::Owned),
+            chat_template: if_there(read_text(&directory.join("chat_template.jinja")))?.map(Cow::Owned),
+            additional_chat_templates: read_additional(&directory.join("additional_chat_templates"))?,
         })
     }
 }
 
 fn read_additional(directory: &Path) -> Result<Vec<(String, Cow<'static, str>)>> {
-    let in_directory = |source| Error::Read {
-        file: directory.to_path_buf(),
-        source,
-    };
+    let in_directory = |source| Error::Read { file: directory.to_path_buf(), source };
     let Some(entries) = if_there(fs::read_dir(directory).map_err(in_directory))? else {
         return Ok(Vec::new());
     };
     let mut templates = Vec::new();
     for entry in entries {
         let path = entry.map_err(in_directory)?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "jinja")
+        if path.extension().is_some_and(|extension| extension == "jinja")
             && let Some(name) = path.file_stem().and_then(|name| name.to_str())
         {
             templates.push((name.to_string(), Cow::Owned(read_text(&path)?)));
@@ -97,18 +82,11 @@ fn read_text(file: &Path) -> Result<String> {
 }
 
 fn read(file: &Path, limit: u64) -> Result<Vec<u8>> {
-    let failed = |source| Error::Read {
-        file: file.to_path_buf(),
-        source,
-    };
+    let failed = |source| Error::Read { file: file.to_path_buf(), source };
     let open = fs::File::open(file).map_err(failed)?;
     let bytes = open.metadata().map_err(failed)?.len();
     if bytes > limit {
-        return Err(Error::TooLarge {
-            file: file.to_path_buf(),
-            bytes,
-            limit,
-        });
+        return Err(Error::TooLarge { file: file.to_path_buf(), bytes, limit });
     }
     let mut content = Vec::with_capacity(bytes as usize);
     // `take`: what is no plain file may claim no length and yet never end.

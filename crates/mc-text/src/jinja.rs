@@ -1,5 +1,7 @@
 //! The jinja dialect of chat templates, as transformers sets it up. Knows templates and values, no messages.
 
+use std::fmt::Write;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
@@ -13,16 +15,12 @@ pub(crate) const GENERATION: &str = "_generation";
 /// An environment with everything but the templates.
 pub(crate) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.add_filter("tojson", tojson);
     environment.add_filter(GENERATION, |body: String| body);
+    environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     Ok(environment)
@@ -48,11 +46,11 @@ pub(crate) fn without_generation_tags(source: &str) -> Option<String> {
         let inside = &inside[open.len()..];
         let close = &inside[inside.len() - usize::from(inside.ends_with(['-', '+']))..];
         match inside[..inside.len() - close.len()].trim() {
-            "generation" => out.push_str(&format!(
-                "{{%{open} with -%}}{{%- filter {GENERATION} {close}%}}"
-            )),
+            "generation" => {
+                let _ = write!(out, "{{%{open} with -%}}{{%- filter {GENERATION} {close}%}}");
+            }
             "endgeneration" => {
-                out.push_str(&format!("{{%{open} endfilter -%}}{{%- endwith {close}%}}"))
+                let _ = write!(out, "{{%{open} endfilter -%}}{{%- endwith {close}%}}");
             }
             _ => {
                 // Only the opening: there may be a tag inside what looked like one.
@@ -79,10 +77,12 @@ pub(crate) fn raised(error: &Error) -> Option<&str> {
 struct Raised(String);
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(
-        Error::new(ErrorKind::InvalidOperation, "raised by the template")
-            .with_source(Raised(message)),
-    )
+    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
+}
+
+/// As in Python, where texts and maps have a length and can be indexed too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
 }
 
 /// The local time in the given format.
@@ -92,7 +92,8 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// `json.dumps`, not jinja's own filter: that one escapes HTML.
-fn tojson(value: Value, ensure_ascii: Option<bool>, arguments: Kwargs) -> Result<Value, Error> {
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
+fn tojson(value: &Value, ensure_ascii: Option<bool>, arguments: Kwargs) -> Result<Value, Error> {
     let wrong = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"));
     let indent = match arguments.get::<Option<Value>>("indent")? {
         Some(indent) if indent.kind() == ValueKind::String => Some(indent.to_string()),
@@ -103,19 +104,13 @@ fn tojson(value: Value, ensure_ascii: Option<bool>, arguments: Kwargs) -> Result
         }
         _ => None,
     };
-    let separators = match arguments
-        .get::<Option<Vec<String>>>("separators")?
-        .as_deref()
-    {
+    let separators = match arguments.get::<Option<Vec<String>>>("separators")?.as_deref() {
         None => None,
         Some([item, key]) => Some((item.clone(), key.clone())),
         Some(_) => return Err(wrong("separators are no pair")),
     };
     let style = Style {
-        ensure_ascii: arguments
-            .get::<Option<bool>>("ensure_ascii")?
-            .or(ensure_ascii)
-            .unwrap_or(false),
+        ensure_ascii: arguments.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false),
         indent,
         separators,
         sort_keys: arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
@@ -124,7 +119,7 @@ fn tojson(value: Value, ensure_ascii: Option<bool>, arguments: Kwargs) -> Result
     if value.is_undefined() {
         return Err(wrong("the value is undefined"));
     }
-    let value = serde_json::to_value(&value).map_err(|error| wrong(&error.to_string()))?;
+    let value = serde_json::to_value(value).map_err(|error| wrong(&error.to_string()))?;
     Ok(Value::from_safe_string(dumps(&value, &style)))
 }
 
@@ -133,22 +128,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_time_is_now_and_local() {
+        let mut environment = environment().unwrap();
+        environment.add_template("t", "{{ strftime_now('%d %b %Y') }}").unwrap();
+        environment.add_template("bad", "{{ strftime_now('%') }}").unwrap();
+        let render = |name| environment.get_template(name).unwrap().render(());
+        // Around midnight the day may change in between.
+        let days = [jiff::Zoned::now(), jiff::Zoned::now() - jiff::SignedDuration::from_secs(60)];
+        let rendered = render("t").unwrap();
+        assert!(days.iter().any(|day| day.strftime("%d %b %Y").to_string() == rendered), "{rendered}");
+        assert!(render("bad").is_err());
+    }
+
+    #[test]
     fn generation_tags_become_filter_blocks() {
         let check = |source: &str, expected: Option<&str>| {
-            assert_eq!(
-                without_generation_tags(source).as_deref(),
-                expected,
-                "{source}"
-            );
+            assert_eq!(without_generation_tags(source).as_deref(), expected, "{source}");
         };
         check("{% if generation %}{% endif %} {% x", None);
         check(
             "é{%- generation -%}a{% endgeneration +%}",
             Some("é{%- with -%}{%- filter _generation -%}a{% endfilter -%}{%- endwith +%}"),
         );
-        check(
-            "{%generation%}{%-%}",
-            Some("{% with -%}{%- filter _generation %}{%-%}"),
-        );
+        check("{%generation%}{%-%}", Some("{% with -%}{%- filter _generation %}{%-%}"));
     }
 }

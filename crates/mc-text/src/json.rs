@@ -21,13 +21,7 @@ pub(crate) fn dumps(value: &Value, style: &Style) -> String {
         (None, Some(_)) => (",", ": "),
         (None, None) => (", ", ": "),
     };
-    let mut writer = Writer {
-        out: String::new(),
-        style,
-        item,
-        key,
-        depth: 0,
-    };
+    let mut writer = Writer { out: String::new(), style, item, key, depth: 0 };
     writer.value(value);
     writer.out
 }
@@ -136,11 +130,7 @@ fn float_repr(value: f64) -> String {
     match exponent.parse::<i32>() {
         Ok(exponent @ -4..=15) => {
             let plain = format!("{value}");
-            if exponent >= 0 && !plain.contains('.') {
-                plain + ".0"
-            } else {
-                plain
-            }
+            if exponent >= 0 && !plain.contains('.') { plain + ".0" } else { plain }
         }
         Ok(exponent) => {
             let sign = if exponent < 0 { '-' } else { '+' };
@@ -185,20 +175,9 @@ mod tests {
     #[test]
     fn arguments_are_respected() {
         let value = json!({"b": [1, {}], "a": "😀"});
-        let style = Style {
-            indent: Some("  ".into()),
-            sort_keys: true,
-            ensure_ascii: true,
-            separators: None,
-        };
-        assert_eq!(
-            dumps(&value, &style),
-            "{\n  \"a\": \"\\ud83d\\ude00\",\n  \"b\": [\n    1,\n    {}\n  ]\n}"
-        );
-        let style = Style {
-            separators: Some((",".into(), ":".into())),
-            ..Style::default()
-        };
+        let style = Style { indent: Some("  ".into()), sort_keys: true, ensure_ascii: true, separators: None };
+        assert_eq!(dumps(&value, &style), "{\n  \"a\": \"\\ud83d\\ude00\",\n  \"b\": [\n    1,\n    {}\n  ]\n}");
+        let style = Style { separators: Some((",".into(), ":".into())), ..Style::default() };
         assert_eq!(dumps(&value, &style), r#"{"b":[1,{}],"a":"😀"}"#);
     }
 }

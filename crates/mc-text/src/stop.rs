@@ -33,48 +33,28 @@ impl StopStrings {
     /// Looks for any of `stops`; empty ones are left out.
     pub fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
-        Self {
-            stops,
-            held: String::new(),
-            stopped: false,
-        }
+        Self { stops, held: String::new(), stopped: false }
     }
 
     /// Takes the next piece of text.
     pub fn push(&mut self, text: &str) -> StopScan {
         if self.stopped {
-            return StopScan {
-                emit: String::new(),
-                stopped: true,
-            };
+            return StopScan { emit: String::new(), stopped: true };
         }
         let before = self.held.len();
         self.held.push_str(text);
         // What is held was searched before, so a stop string can only end in the new text.
-        let ends = self.held[before..]
-            .char_indices()
-            .map(|(at, c)| before + at + c.len_utf8());
+        let ends = self.held[before..].char_indices().map(|(at, c)| before + at + c.len_utf8());
         for end in ends {
-            let longest = self
-                .stops
-                .iter()
-                .filter(|stop| self.held[..end].ends_with(*stop))
-                .map(String::len)
-                .max();
+            let longest = self.stops.iter().filter(|stop| self.held[..end].ends_with(*stop)).map(String::len).max();
             if let Some(length) = longest {
                 self.held.truncate(end - length);
                 self.stopped = true;
-                return StopScan {
-                    emit: std::mem::take(&mut self.held),
-                    stopped: true,
-                };
+                return StopScan { emit: std::mem::take(&mut self.held), stopped: true };
             }
         }
         let keep = self.held.split_off(self.held.len() - self.undecided());
-        StopScan {
-            emit: std::mem::replace(&mut self.held, keep),
-            stopped: false,
-        }
+        StopScan { emit: std::mem::replace(&mut self.held, keep), stopped: false }
     }
 
     /// Ends the text: what was held back, as no stop string came of it.
@@ -88,11 +68,7 @@ impl StopStrings {
         let from = self.held.len().saturating_sub(longest);
         (from..self.held.len())
             .filter(|&at| self.held.is_char_boundary(at))
-            .find(|&at| {
-                self.stops
-                    .iter()
-                    .any(|stop| stop.starts_with(&self.held[at..]))
-            })
+            .find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..])))
             .map_or(0, |at| self.held.len() - at)
     }
 }
@@ -118,18 +94,12 @@ mod tests {
 
     #[test]
     fn a_stop_string_across_pieces_is_cut_off() {
-        assert_eq!(
-            stream(&["STOP"], &["go S", "T", "OP now"]),
-            ("go ".into(), true)
-        );
+        assert_eq!(stream(&["STOP"], &["go S", "T", "OP now"]), ("go ".into(), true));
     }
 
     #[test]
     fn a_false_start_is_given_back() {
-        assert_eq!(
-            stream(&["STOP"], &["go S", "TO", "RE"]),
-            ("go STORE".into(), false)
-        );
+        assert_eq!(stream(&["STOP"], &["go S", "TO", "RE"]), ("go STORE".into(), false));
         assert_eq!(stream(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
     }
 
