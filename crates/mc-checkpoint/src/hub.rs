@@ -2,6 +2,8 @@
 //!
 //! Built without the feature `hub`, [`fetch`] only says so.
 
+#[cfg(feature = "hub")]
+mod http;
 #[cfg(not(feature = "hub"))]
 #[path = "hub/disabled.rs"]
 mod imp;
@@ -42,8 +44,9 @@ pub struct Progress<'a> {
 /// The local directory that holds the files of a model or adapter on the hub, downloaded where they are not yet there.
 ///
 /// `repo` is `owner/name`; `revision` a branch, tag or commit, `main` if `None`. Fetched are configuration, tokenizer,
-/// chat templates and safetensors (one file or all shards). An interrupted download is continued by the next call. A
-/// commit that is in the cache needs no network; of a branch, one request asks which commit it is.
+/// chat templates and safetensors (one file or all shards). An interrupted download is continued by the next call. If
+/// all is in the cache, one request asks whether the revision has moved, and none if `offline` is set; if the hub
+/// cannot be reached, a complete copy in the cache is used.
 ///
 /// # Errors
 /// If the repository or a file it needs is not there, the hub cannot be reached and the cache has no complete copy,
@@ -78,10 +81,9 @@ pub fn fetch(
 /// Whether `text` has the form of a repository's id, `owner/name` or `name`, and so is no path with more parts.
 pub fn is_repo_id(text: &str) -> bool {
     let part = |p: &str| {
-        !p.is_empty() && p.bytes().all(is_plain) && !p.starts_with(['.', '-']) && !p.ends_with(['.', '-'])
+        (1..=96).contains(&p.len()) && p.bytes().all(is_plain) && !p.starts_with(['.', '-']) && !p.ends_with(['.', '-'])
     };
-    text.len() <= 96 && text.split('/').count() <= 2 && text.split('/').all(part) && !text.contains("--")
-        && !text.contains("..")
+    text.split('/').count() <= 2 && text.split('/').all(part) && !text.contains("--") && !text.contains("..")
 }
 
 fn is_plain(byte: u8) -> bool {

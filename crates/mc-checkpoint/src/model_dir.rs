@@ -75,7 +75,10 @@ impl ModelDir {
             Err(Error::Missing { path: path.display().to_string(), what: what.into(), hint })
         };
         if !path.try_exists().map_err(Error::io(path))? {
-            return missing("no such directory", "pass a directory, or the id of a model on the hub such as owner/name");
+            return missing(
+                "no such directory",
+                "pass a directory, or the id of a model on the hub such as owner/name",
+            );
         }
         if !path.is_dir() {
             return missing("not a directory", "pass the directory that holds config.json and model.safetensors");

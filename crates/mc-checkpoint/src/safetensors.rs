@@ -6,11 +6,13 @@
 mod header;
 mod write;
 
+#[cfg(feature = "hub")]
+pub(crate) use header::shards;
 pub use write::save_safetensors;
 
 use crate::{
     Error, Result,
-    source::{WeightSource, check_dtype, check_shape},
+    source::{WeightSource, check_shape, converts, is_plain_float},
 };
 use candle_core::{DType, Device, Tensor};
 use header::{Entry, Header};
@@ -161,7 +163,7 @@ impl WeightSource for SafeTensors {
 
     fn weight(&self, name: &str, shape: (usize, usize), device: &Device, dtype: Option<DType>) -> Result<Weight> {
         let (file, entry) = self.get(name, &[shape.0, shape.1])?;
-        let found = self.dtype(name).filter(DType::is_float);
+        let found = self.dtype(name).filter(|d| is_plain_float(*d));
         let found = found.ok_or_else(|| Error::dtype(&file.name, name, entry.dtype, DType::F32))?;
         let lies = matches!(found, DType::F32 | DType::F16 | DType::BF16);
         if lies && device.is_cpu() && dtype.is_none_or(|d| d == found) {
@@ -173,8 +175,8 @@ impl WeightSource for SafeTensors {
 
     fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor> {
         let (file, entry) = self.get(name, shape)?;
-        let found = DType::try_from(entry.dtype).map_err(|_| Error::dtype(&file.name, name, entry.dtype, dtype))?;
-        check_dtype(&file.name, name, found, dtype)?;
+        let found = DType::try_from(entry.dtype).ok().filter(|found| converts(*found, dtype));
+        let found = found.ok_or_else(|| Error::dtype(&file.name, name, entry.dtype, dtype))?;
         let bytes = &(*file.bytes).as_ref()[entry.range.clone()];
         // Metal has no f64: such a file is converted before it goes there.
         let first = if found == DType::F64 { &Device::Cpu } else { device };

@@ -58,10 +58,8 @@ impl MemorySource {
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
-        let tensor = self
-            .0
-            .get(name)
-            .ok_or_else(|| Error::missing_tensor(MEMORY, name, self.0.keys().map(String::as_str)))?;
+        let tensor =
+            self.0.get(name).ok_or_else(|| Error::missing_tensor(MEMORY, name, self.0.keys().map(String::as_str)))?;
         check_shape(MEMORY, name, tensor.dims(), shape)?;
         Ok(tensor)
     }
@@ -82,16 +80,26 @@ impl WeightSource for MemorySource {
         self.0.get(name).map(Tensor::dtype)
     }
 
-    fn weight(&self, name: &str, (rows, cols): (usize, usize), device: &Device, dtype: Option<DType>) -> Result<Weight> {
+    fn weight(
+        &self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        device: &Device,
+        dtype: Option<DType>,
+    ) -> Result<Weight> {
         let found = self.get(name, &[rows, cols])?.dtype();
+        if !is_plain_float(found) {
+            return Err(Error::dtype(MEMORY, name, found, DType::F32));
+        }
         let dtype = dtype.unwrap_or(found);
-        check_dtype(MEMORY, name, found, if dtype.is_float() { dtype } else { DType::F32 })?;
         Ok(Weight::from_tensor(&self.tensor(name, &[rows, cols], device, dtype)?)?)
     }
 
     fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor> {
         let tensor = self.get(name, shape)?;
-        check_dtype(MEMORY, name, tensor.dtype(), dtype)?;
+        if !converts(tensor.dtype(), dtype) {
+            return Err(Error::dtype(MEMORY, name, tensor.dtype(), dtype));
+        }
         Ok(tensor.to_dtype(dtype)?.to_device(device)?.copy()?.detach())
     }
 }
@@ -107,10 +115,11 @@ pub(crate) fn check_shape(file: &str, name: &str, found: &[usize], expected: &[u
 }
 
 /// Floats convert to floats; whole numbers mean ids or packed bits, and are never converted.
-pub(crate) fn check_dtype(file: &str, name: &str, found: DType, expected: DType) -> Result<()> {
-    let plain = |d| matches!(d, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
-    if found == expected || plain(found) && plain(expected) {
-        return Ok(());
-    }
-    Err(Error::dtype(file, name, found, expected))
+pub(crate) fn converts(found: DType, expected: DType) -> bool {
+    found == expected || is_plain_float(found) && is_plain_float(expected)
+}
+
+/// The dtypes of numbers that stand for themselves; those of 8 bits and less need scales from elsewhere.
+pub(crate) fn is_plain_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }

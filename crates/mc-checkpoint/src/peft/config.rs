@@ -103,8 +103,11 @@ impl Default for TargetModules {
 }
 
 /// Fields that change what an adapter computes in ways that are not implemented.
-const REFUSED: [&str; 7] = [
+const REFUSED: [&str; 10] = [
     "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
     "use_qalora",
     "use_bdlora",
     "layer_replication",
@@ -115,7 +118,7 @@ const REFUSED: [&str; 7] = [
 
 /// Ways to start that leave the base model's weights as they are. The others (`pissa`, `olora`, `corda`, `loftq`, …)
 /// change them, so that the adapter is wrong on the model as it is.
-const PLAIN_INIT: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+const PLAIN_INIT: [&str; 4] = ["gaussian", "orthogonal", "eva", "mica"];
 
 impl PeftConfig {
     /// Reads the JSON text of `adapter_config.json`; `file` is what errors call it.
@@ -168,7 +171,7 @@ impl PeftConfig {
         }
         match &self.init_lora_weights {
             Value::Bool(_) => {}
-            Value::String(s) if PLAIN_INIT.contains(&s.as_str()) => {}
+            Value::String(s) if PLAIN_INIT.contains(&s.to_lowercase().as_str()) => {}
             other => {
                 let what = format!("`init_lora_weights` is {other}, which changes the base model's weights");
                 let hint = "save it in PEFT with path_initial_model_for_weight_conversion, which makes it plain LoRA";

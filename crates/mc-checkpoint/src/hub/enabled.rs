@@ -1,0 +1,283 @@
+//! [`fetch`] with the feature `hub`: which files, and where the cache keeps them.
+//!
+//! `models--owner--name/` holds `blobs/<etag>`, `snapshots/<commit>/<file>` (links to blobs) and `refs/<revision>`
+//! (the commit), as `huggingface_hub` lays them out, so either finds what the other fetched.
+
+use super::{
+    HubConfig, Progress,
+    http::{Client, Failure, Reply},
+};
+use crate::{
+    Error, Result,
+    model_dir::{INDEX, WEIGHTS, read_limited, stays_inside},
+    peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
+    safetensors::shards,
+    write_atomic,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+/// Fetched where the repository has them.
+const SMALL_FILES: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    ADAPTER_CONFIG,
+];
+
+/// The answer about a revision may have 16 MiB, its list of files included.
+const MAX_ANSWER: u64 = 16 << 20;
+
+pub(super) fn fetch(
+    config: &HubConfig,
+    repo: &str,
+    revision: &str,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<PathBuf> {
+    let dir = config.cache_dir.join(format!("models--{}", repo.replace('/', "--")));
+    if config.offline {
+        return complete(&dir, revision).ok_or_else(|| Error::Hub {
+            what: format!("{repo}: no complete copy of revision `{revision}` in {}", config.cache_dir.display()),
+            hint: Some("HF_HUB_OFFLINE is set; unset it to download".into()),
+        });
+    }
+    let client = Client::new(config);
+    let asked = ask(&client, repo, revision);
+    if let (Err(Failure::Unreachable(error)), Some(snapshot)) = (&asked, complete(&dir, revision)) {
+        tracing::warn!("{error}; using the copy in the cache");
+        return Ok(snapshot);
+    }
+    let Revision { sha: commit, siblings } = asked?;
+    let files: Vec<String> = siblings.into_iter().map(|f| f.rfilename).filter(|f| stays_inside(f)).collect();
+    let mut download = Download { client, config, repo, dir: &dir, commit: &commit, progress };
+    let snapshot = dir.join("snapshots").join(&commit);
+    for file in files.iter().filter(|f| is_small(f)) {
+        download.file(file)?;
+    }
+    // Weights come last: a snapshot that has them all has the rest as well.
+    let has = |name: &str| files.iter().any(|f| f == name);
+    if has(WEIGHTS) {
+        download.file(WEIGHTS)?;
+    } else if has(INDEX) {
+        download.file(INDEX)?;
+        let path = snapshot.join(INDEX);
+        let text = read_limited(&path)?.unwrap_or_default();
+        for shard in shards(&path.display().to_string(), &text)?.keys() {
+            download.file(shard)?;
+        }
+    } else if has(ADAPTER_WEIGHTS) {
+        download.file(ADAPTER_WEIGHTS)?;
+    } else {
+        let hint = "only weights in safetensors can be used; look for a converted copy of the model".to_string();
+        return Err(Error::Hub { what: format!("{repo}: no model.safetensors"), hint: Some(hint) });
+    }
+    if commit != revision {
+        let path = dir.join("refs").join(revision);
+        make_dir_of(&path)?;
+        write_atomic(path, |file| file.write_all(commit.as_bytes()))?;
+    }
+    Ok(snapshot)
+}
+
+/// What the hub says of a revision.
+#[derive(serde::Deserialize)]
+struct Revision {
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(serde::Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+fn ask(client: &Client<'_>, repo: &str, revision: &str) -> Result<Revision, Failure> {
+    let reply = client.get(&format!("/api/models/{repo}/revision/{}", encode(revision, "")), 0, repo)?;
+    let answer = serde_json::from_reader::<_, Revision>(reply.body.take(MAX_ANSWER));
+    let wrong = |what: String| Failure::Refused(Error::Hub { what, hint: Some("check HF_ENDPOINT".into()) });
+    let answer = answer.map_err(|e| wrong(format!("{repo}: the hub's answer cannot be read: {e}")))?;
+    if !(is_plain_name(&answer.sha) && answer.sha.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(wrong(format!("{repo}: the hub's answer names the commit `{}`", answer.sha)));
+    }
+    Ok(answer)
+}
+
+fn is_small(file: &str) -> bool {
+    match file.split_once('/') {
+        None => SMALL_FILES.contains(&file),
+        Some(("additional_chat_templates", name)) => Path::new(name).extension().is_some_and(|e| e == "jinja"),
+        // The parts of an embedding model: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
+        Some((part, name)) => {
+            part.starts_with(|c: char| c.is_ascii_digit()) && ["config.json", WEIGHTS].contains(&name)
+        }
+    }
+}
+
+/// The snapshot of a revision, if its weights are all there.
+fn complete(dir: &Path, revision: &str) -> Option<PathBuf> {
+    let commit = fs::read_to_string(dir.join("refs").join(revision)).ok();
+    let commit = commit.as_deref().map_or(revision, str::trim);
+    let snapshot = dir.join("snapshots").join(Some(commit).filter(|c| is_plain_name(c))?);
+    let has = |name: &str| snapshot.join(name).is_file();
+    let all = if has("config.json") {
+        has(WEIGHTS) || {
+            let text = read_limited(&snapshot.join(INDEX)).ok()??;
+            shards(INDEX, &text).ok()?.keys().all(|shard| has(shard))
+        }
+    } else {
+        has(ADAPTER_CONFIG) && has(ADAPTER_WEIGHTS)
+    };
+    all.then_some(snapshot)
+}
+
+struct Download<'a> {
+    client: Client<'a>,
+    config: &'a HubConfig,
+    repo: &'a str,
+    /// The repository's directory in the cache.
+    dir: &'a Path,
+    commit: &'a str,
+    progress: &'a mut dyn FnMut(Progress<'_>),
+}
+
+impl Download<'_> {
+    /// Makes sure that a file of the commit is in the snapshot.
+    fn file(&mut self, name: &str) -> Result<()> {
+        let link = self.dir.join("snapshots").join(self.commit).join(name);
+        if link.is_file() {
+            return Ok(());
+        }
+        let what = format!("{}: {name}", self.repo);
+        let path = format!("/{}/resolve/{}/{}", self.repo, self.commit, encode(name, "/"));
+        let reply = match self.client.get(&path, 0, &what) {
+            // Mirrors do not have all that they list.
+            Err(Failure::NotFound(error)) if is_small(name) => {
+                tracing::debug!("{error}; going on without it");
+                return Ok(());
+            }
+            other => other?,
+        };
+        let Some(etag) = reply.etag.clone().filter(|e| is_plain_name(e)) else {
+            let what = format!("{what}: the hub named its content `{}`", reply.etag.unwrap_or_default());
+            return Err(Error::Hub { what, hint: Some("check HF_ENDPOINT".into()) });
+        };
+        let blob = self.dir.join("blobs").join(&etag);
+        make_dir_of(&blob)?;
+        // Held until the end: another process that wants the same file waits here and then finds it.
+        let lock = self.config.cache_dir.join(".locks").join(self.dir.file_name().unwrap_or_default());
+        let lock = lock.join(format!("{etag}.lock"));
+        make_dir_of(&lock)?;
+        let held = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(Error::io(&lock))?;
+        if !blob.is_file() {
+            // Not the name that huggingface_hub uses: some of its downloaders leave holes in what they have not finished.
+            let part = blob.with_file_name(format!("{etag}.mc-incomplete"));
+            let reply = self.resume(&path, &part, reply, &what)?;
+            let is_sha256 = reply.is_sha256;
+            self.receive(name, &part, reply, &what)?;
+            if is_sha256 && sha256(&part)? != etag.to_lowercase() {
+                fs::remove_file(&part).map_err(Error::io(&part))?;
+                let hint = Some("run it again; what came is thrown away".into());
+                return Err(Error::Hub { what: format!("{what}: the content does not have its checksum"), hint });
+            }
+            fs::rename(&part, &blob).map_err(Error::io(&blob))?;
+        }
+        drop(held);
+        make_dir_of(&link)?;
+        put_link(&blob, &link, name.split('/').count() + 1).map_err(Error::io(&link))
+    }
+
+    /// If an earlier try left the first part of the file, the rest of it; else `whole`.
+    fn resume(&self, path: &str, part: &Path, whole: Reply, what: &str) -> Result<Reply> {
+        let have = fs::metadata(part).map_or(0, |m| m.len());
+        if have == 0 {
+            return Ok(whole);
+        }
+        let rest = self.client.get(path, have, what)?;
+        Ok(if rest.status == 206 && rest.start == have && rest.etag == whole.etag { rest } else { whole })
+    }
+
+    /// Appends what comes to `part`, until the file is whole and on the disk.
+    fn receive(&mut self, name: &str, part: &Path, mut reply: Reply, what: &str) -> Result<()> {
+        let interrupted = |why: String| Error::Hub {
+            what: format!("{what}: download interrupted: {why}"),
+            hint: Some("run it again; it goes on where it stopped".into()),
+        };
+        let open = File::options().create(true).append(true).open(part).map_err(Error::io(part));
+        let mut file = open?;
+        file.set_len(reply.start).map_err(Error::io(part))?;
+        let mut bytes = reply.start;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            (self.progress)(Progress { file: name, bytes, total: reply.total });
+            let n = reply.body.read(&mut buffer).map_err(|e| interrupted(e.to_string()))?;
+            if n == 0 {
+                break;
+            }
+            file.write_all(&buffer[..n]).map_err(Error::io(part))?;
+            bytes += n as u64;
+        }
+        match reply.total {
+            Some(total) if bytes < total => return Err(interrupted(format!("{bytes} bytes of {total}"))),
+            Some(total) if bytes > total => {
+                // Not the beginning of anything: the next try must not go on from here.
+                fs::remove_file(part).map_err(Error::io(part))?;
+                return Err(Error::Hub { what: format!("{what}: {bytes} bytes, expected {total}"), hint: None });
+            }
+            _ => {}
+        }
+        file.sync_all().map_err(Error::io(part))
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hash)).map_err(Error::io(path))?;
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+fn make_dir_of(path: &Path) -> Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    fs::create_dir_all(dir).map_err(Error::io(dir))
+}
+
+/// `up` is how many directories lie between the link and the repository's directory.
+#[cfg(unix)]
+fn put_link(blob: &Path, link: &Path, up: usize) -> std::io::Result<()> {
+    let target = PathBuf::from("../".repeat(up)).join("blobs").join(blob.file_name().unwrap_or_default());
+    match std::os::unix::fs::symlink(&target, link) {
+        // Left without its blob, or made by another process meanwhile.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && !link.exists() => {
+            fs::remove_file(link)?;
+            std::os::unix::fs::symlink(&target, link)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(not(unix))]
+fn put_link(blob: &Path, link: &Path, _: usize) -> std::io::Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+/// Names that the hub gives and that become file names.
+fn is_plain_name(name: &str) -> bool {
+    (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(super::is_plain)
+}
+
+/// Percent-encodes all but letters, digits, `-`, `_`, `.` and what is in `keep`.
+fn encode(text: &str, keep: &str) -> String {
+    let plain = |b| super::is_plain(b) || keep.as_bytes().contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
