@@ -182,7 +182,7 @@ fn the_stream_decides_and_nothing_else() {
     let mut drawn = std::collections::HashSet::new();
     for step in 0..300 {
         // The memory that a sampler keeps, larger or smaller vocabularies before, makes no difference.
-        sampler.sample(&logits[..step as usize % 400 + 1], &mut Stream::new(8, Purpose::Sample, step)).unwrap();
+        sampler.sample(&logits[..=step as usize % 400], &mut Stream::new(8, Purpose::Sample, step)).unwrap();
         let again = sampler.sample(&logits, &mut Stream::new(3, Purpose::Sample, step)).unwrap();
         assert_eq!(again, draw(&logits, strategy, step));
         drawn.insert(again);
