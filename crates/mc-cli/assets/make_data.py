@@ -4,7 +4,7 @@
 # Every request was written by hand for this project. Of each command's requests the last one or two are held out
 # (after the bar, `|`), so no request of valid.jsonl is one of train.jsonl; the commands are the same. A request with
 # slots, such as {n} or {file}, is filled from short lists; the held-out ones keep their own wording as well.
-# Commands are those that behave alike on Linux and macOS, and none deletes or overwrites without asking.
+# Commands are those that behave alike on Linux and macOS; `rm` asks first.
 
 import json
 import random
@@ -23,6 +23,8 @@ Give me the names of the files in this directory
 See the contents of this folder
 Print the files in the current folder
 What is inside this directory?
+List the files
+Show the names of everything in this directory
 | List what the current folder contains
 | Which files are in this directory?
 
@@ -34,6 +36,8 @@ List everything here, even hidden files
 Display hidden and normal files
 What hidden files are in this folder?
 Include the hidden files in the listing
+Show all files, the ones starting with a dot too
+List the dotfiles along with the rest
 | Let me see every file, also the hidden ones
 
 ls -lh
@@ -44,6 +48,8 @@ Give me a detailed listing of this folder
 Long list of the files, with sizes I can read
 Show file details: owner, permissions and size
 I need a detailed list of the files
+List files with details and human-readable sizes
+Long listing of this directory, sizes in K and M
 | Give a long, detailed file listing with readable sizes
 
 ls -lt
@@ -54,6 +60,8 @@ Which files were modified last?
 Order the files here by time, newest at the top
 Show the newest files first in a long listing
 List the files sorted by when they changed
+Sort files by modification date
+List the latest modified files first
 | Put the most recently modified files at the top of the listing
 
 ls -lS
@@ -64,6 +72,8 @@ Which files here are the biggest?
 Sort files from large to small
 Put the biggest files at the top of the list
 List this folder with the largest file first
+Sort this folder by file size
+Long listing with the biggest files first
 | Show files in order of size, biggest first
 
 pwd
@@ -74,6 +84,8 @@ Which directory am I in?
 What is my working directory?
 Tell me the full path of this folder
 Print the working directory
+Print the path of where I am
+Show me which folder I am in
 | What folder am I in right now?
 
 cd ..
@@ -84,6 +96,8 @@ Go one level up
 Leave this folder and go to the one above
 Step up to the parent directory
 Take me up one folder
+Go to the parent directory
+Leave this directory, one level up
 | Move up one level to the parent
 
 cd -
@@ -94,6 +108,8 @@ Take me back to the previous folder
 Change to the directory I was in last
 Jump back to where I was before
 Return to the previous working directory
+Go back to the last directory
+Switch to the previous folder
 | Go back to the folder I was in previously
 
 cd ~
@@ -104,6 +120,8 @@ Switch to my home folder
 Move to the home directory
 Jump to my home directory
 Go home
+Take me to my home folder
+Go back home
 | Change directory to my home
 
 df -h
@@ -114,6 +132,8 @@ How full is my disk?
 Check the available space on the disks
 Is there any space left on the drive?
 Report the free space on each mounted disk
+Free disk space, please
+Show how much space is free on the disks
 | How much free space do my disks have?
 
 du -sh .
@@ -124,6 +144,8 @@ How much space does this folder take?
 Total disk usage of the current folder
 Sum up the size of everything in this folder
 Tell me how large the current directory is
+Show the size of this folder
+How large is this folder in total?
 | What is the total size of this folder?
 
 du -sh *
@@ -134,6 +156,8 @@ Sizes of all the folders in this directory
 What does each item here take on disk?
 Print the size of each thing in this folder
 Disk usage of each file and folder
+How much space does each folder here take?
+Show the sizes of all files and folders here
 | Give me the size of each folder and file here
 
 uname -a
@@ -144,6 +168,8 @@ What kernel am I running?
 Tell me about this system: name, kernel and machine
 Show the name and version of the operating system
 Print all the system information
+What version of the operating system is this?
+Show the system name and the kernel version
 | Which kernel version does this system run?
 
 whoami
@@ -154,6 +180,8 @@ Show the current user
 Which user am I?
 Tell me the name of my account
 Display the name of the current user
+What is my user name?
+Show the name of the user I am logged in as
 | Under which user name am I logged in?
 
 hostname
@@ -164,6 +192,8 @@ What is this computer called?
 Which host am I on?
 Tell me the hostname
 Name of this machine
+What is the name of this machine?
+Display the name of this computer
 | Print the name of this computer
 
 date
@@ -174,6 +204,8 @@ What day is it today?
 Tell me the time
 Display the date
 Current time, please
+Show the date
+What is the date today?
 | Show today's date and the time
 
 cal
@@ -184,6 +216,8 @@ I want to see a calendar
 Calendar for this month
 Show me the month as a calendar
 Give me a calendar
+Show this month's calendar
+The days of this month, as a calendar
 | Print a calendar of this month
 
 uptime
@@ -194,6 +228,8 @@ How long has the system been up?
 Print the load average and uptime
 Time since the last boot
 Tell me how long the computer has been on
+How long is this computer running already?
+Show how long the machine has been up
 | How long has this computer been up?
 
 ps aux
@@ -204,6 +240,8 @@ Show the running programs of all users
 Display all processes
 Which programs are running right now?
 Print a list of all the processes
+Show all the running processes
+List every process of every user
 | Show me all processes that are running
 
 top
@@ -214,6 +252,8 @@ Monitor the system live
 Open the live process monitor
 Keep watching the CPU and memory usage
 Live view of the busiest processes
+Show the processes live, sorted by CPU
+Watch the CPU usage of the processes
 | Monitor CPU use of processes live
 
 jobs
@@ -224,6 +264,8 @@ What is running in the background of this shell?
 Print the jobs of this shell
 See my background jobs
 Show the stopped and background jobs
+Show the background jobs
+Which jobs are running in this shell?
 | Which background jobs does this shell have?
 
 env
@@ -234,6 +276,8 @@ What environment variables are set?
 Display the whole environment
 Dump the environment variables
 See every environment variable
+Which environment variables do I have?
+Print all variables of the environment
 | Which environment variables are defined?
 
 echo $PATH
@@ -244,6 +288,8 @@ Display the value of PATH
 Which directories are searched for commands?
 Show the PATH
 Tell me what PATH is set to
+Print my PATH
+In which folders does the shell look for programs?
 | What does my PATH variable contain?
 
 echo $SHELL
@@ -254,6 +300,8 @@ Show the login shell
 Tell me which shell this is
 Display my shell
 What shell do I have?
+Show which shell I use
+What is the default shell of my account?
 | Which shell is my default?
 
 history
@@ -264,6 +312,8 @@ What commands did I run earlier?
 Display the history of commands
 See the commands I used recently
 Show the shell history
+Show the history of my commands
+Which commands did I type earlier?
 | List the commands that I ran before
 
 clear
@@ -274,6 +324,8 @@ Clean up the screen
 Make the terminal blank
 Clear my terminal
 Erase everything on the screen
+Clear this terminal window
+Make the screen empty
 | Wipe the screen clean
 
 id
@@ -284,6 +336,8 @@ What is my uid?
 Display the ids of my user and groups
 List the groups I belong to
 Tell me my uid and gid
+Show my user id and my groups
+What are my user and group ids?
 | Print the user id and the groups I am in
 
 git status
@@ -294,6 +348,8 @@ Check the git status
 Are there uncommitted changes?
 See what is staged and what is not
 State of my git working tree
+Show which files are modified in the repository
+Is my working tree clean?
 | Check the repository for modified and untracked files
 
 git diff
@@ -304,6 +360,8 @@ Show the diff of what is not staged
 See the lines that I changed
 Print my changes as a diff
 Compare my working tree with the index
+Show the changes that are not staged
+What are my unstaged changes?
 | Display a diff of the unstaged changes
 
 git diff --staged
@@ -314,6 +372,8 @@ Display the staged diff
 See what is staged for the commit
 Show the differences that are already added to the index
 Review the staged changes before committing
+Which changes are staged?
+Show the diff of the staged files
 | Print a diff of what is staged
 
 git log --oneline
@@ -324,6 +384,8 @@ One-line summary of every commit
 Show a compact commit log
 Give me the history of commits in short form
 List the commits, one per line
+Show the git log in one line per commit
+List all commits in short form
 | Display the git history with one line per commit
 
 git log --graph --oneline --all
@@ -334,6 +396,8 @@ Display a graph of all git branches
 Print the commit tree of all branches
 Show how the branches join, as a graph
 See the branch graph
+Show the commit history as a graph, all branches
+Draw all the branches as a graph
 | Show a graph of the commits on all branches
 
 git branch
@@ -344,6 +408,8 @@ What branch am I on?
 Print the names of the local branches
 See the git branches
 Display all local branches
+Show the branches of this repository
+List the local branches
 | Show the names of my git branches
 
 git branch -a
@@ -354,6 +420,8 @@ Which branches exist here and on the remote?
 Display the remote branches as well
 See all branches, local and remote
 Include remote branches in the branch list
+List the remote branches too
+Print all the local and remote branches
 | Show every branch, also those on the remote
 
 git add .
@@ -364,6 +432,8 @@ Add every changed file in this folder to git
 Put all changes into the index
 Stage the whole folder
 Add everything to the next commit
+Stage all files
+Add all the changed files
 | Stage all changed files
 
 git commit
@@ -374,6 +444,8 @@ Create a commit and write its message in the editor
 Commit what I have added
 Save the staged changes in a commit
 Make a new commit of the staged files
+Commit my staged changes
+Create a commit
 | Create a new commit from what is staged
 
 git commit --amend
@@ -384,6 +456,8 @@ Edit my last commit message
 Add the staged changes to the last commit
 Rewrite the most recent commit
 Correct the last commit
+Change the message of the last commit
+Amend my last commit
 | Amend the most recent commit
 
 git pull
@@ -394,6 +468,8 @@ Fetch and merge the remote changes
 Bring my branch up to date with the server
 Download and merge the newest commits
 Pull the latest commits
+Pull the newest changes
+Merge the latest remote changes into my branch
 | Update this branch with the latest remote commits
 
 git push
@@ -404,6 +480,8 @@ Publish my commits to the remote repository
 Push the commits
 Send my work to the remote
 Upload this branch to the remote
+Push to the remote
+Upload my commits to the server
 | Push my commits to the server
 
 git fetch
@@ -414,6 +492,8 @@ Only fetch the remote commits
 Update the remote branches without touching mine
 Download new commits but do not merge them
 Fetch new commits from the server
+Fetch the remote commits only, no merge
+Download from the remote without merging
 | Fetch the remote changes without merging them
 
 git stash
@@ -424,6 +504,8 @@ Set the uncommitted changes aside
 Shelve what I am working on
 Hide my local changes for the moment
 Stash the changes in the working tree
+Stash my changes
+Put my uncommitted work aside
 | Set my work aside and stash it
 
 git stash pop
@@ -434,6 +516,8 @@ Get my stashed work back
 Take the changes out of the stash
 Pop the stash
 Return the stashed changes to my working tree
+Restore my stashed work
+Bring the stash back
 | Restore the changes that I stashed
 
 git remote -v
@@ -444,6 +528,8 @@ Where does this repository push to?
 List the git remotes with their addresses
 What is the remote URL?
 Display the remotes and their URLs
+Show the URLs of the remotes
+Print the remotes and their addresses
 | List the URLs of my git remotes
 
 git blame README.md
@@ -454,6 +540,8 @@ See the author of each line in README.md
 Annotate README.md with authors
 Who last touched each line of README.md?
 Print the author of every line in README.md
+Which author changed each line of README.md?
+Who wrote every line of README.md?
 | Which author wrote each line of README.md?
 
 git tag
@@ -464,6 +552,8 @@ Print the release tags
 Display the tags of this repository
 See the tags
 What tags are there?
+Show me the tags
+List all tags of this repository
 | Show the names of all tags
 
 cargo build
@@ -474,6 +564,8 @@ Build the Rust package
 Run the compiler on this package
 Make a debug build
 Build the crate with cargo
+Compile this crate
+Build my Rust project
 | Compile this Rust project
 
 cargo build --release
@@ -484,6 +576,8 @@ Build the release version of this crate
 Produce a release binary
 Compile the project for release
 I want a fast, optimized build
+Compile this in release mode
+Build an optimized binary
 | Compile the crate in release mode with optimizations
 
 cargo run
@@ -494,6 +588,8 @@ Execute the main binary
 Compile and start the program
 Run the binary with cargo
 Launch this crate's program
+Start this Rust project
+Run my Rust program
 | Build my program and run it
 
 cargo test
@@ -504,6 +600,8 @@ Check that the tests pass
 Execute the test suite
 Do the tests of this project pass?
 Start the tests with cargo
+Run all tests of this crate
+Run my tests
 | Run this project's test suite
 
 cargo check
@@ -514,6 +612,8 @@ Does my code compile? Do not build it
 Check the package for errors without producing a binary
 Quickly check for type errors
 Verify that it compiles, without code generation
+Check for compile errors only
+Check the code, but do not build a binary
 | Check the crate for compile errors, but do not build
 
 cargo fmt
@@ -524,6 +624,8 @@ Fix the code style with rustfmt
 Reformat the whole crate
 Tidy up the formatting
 Apply rustfmt to the project
+Format this crate's code
+Format all the source files
 | Format all Rust code in the crate
 
 cargo clippy
@@ -534,6 +636,8 @@ Look for common mistakes with lints
 Show lint warnings
 Check my code with clippy
 Give me the lints for this project
+Check this crate with the linter
+Run all lints
 | Run the lints on my code
 
 cargo doc --open
@@ -544,6 +648,8 @@ Make the API documentation and open it
 Read the documentation of my crate in a browser
 Build and view the docs
 Create the documentation, then open it
+Open the documentation of this crate
+Build the docs and open them in the browser
 | Generate the documentation and open it in a browser
 
 cargo update
@@ -554,6 +660,8 @@ Refresh the lock file
 Update the crates in Cargo.lock
 Get newer versions of my dependencies
 Update all dependencies
+Upgrade the dependencies of this crate
+Update the versions in the lock file
 | Upgrade the dependencies in the lock file
 
 cargo tree
@@ -564,6 +672,8 @@ List dependencies as a tree
 Display all dependencies of this crate
 See the graph of crates that I depend on
 What does this package depend on?
+Show my dependencies as a tree
+Print which crates this crate depends on, as a tree
 | Display the tree of crates that this one depends on
 
 cargo clean
@@ -574,6 +684,8 @@ Throw away the build output
 Clean the build
 Empty the target folder
 Get rid of everything cargo built
+Delete the target directory
+Remove all compiled files
 | Remove everything in the target directory
 
 cargo bench
@@ -584,6 +696,8 @@ Measure performance with the benches
 Start the benchmarks
 Run the bench targets
 How fast is it? Run the benchmarks
+Run all the benchmarks of this crate
+Run this project's benches
 | Execute this project's benchmarks
 
 rustup update
@@ -594,6 +708,8 @@ Install the newest Rust release
 Update rustc and cargo
 Bring my toolchain up to date
 Update the installed toolchains
+Update my Rust installation
+Upgrade Rust and cargo
 | Upgrade Rust to the latest version
 
 rustc --version
@@ -604,6 +720,8 @@ What rustc is installed?
 Tell me the Rust version
 Check the version of the compiler
 Display the installed Rust version
+Print the version of Rust
+Which rustc version is this?
 | What version of the Rust compiler is installed?
 
 find . -empty
@@ -614,6 +732,8 @@ Look for empty files
 Show all empty directories and files
 Search for files with nothing in them
 Find the empty files under this folder
+List the empty files and directories
+Find everything that is empty here
 | Search this folder for empty files
 
 find . -type d
@@ -624,6 +744,8 @@ Print the folders in this tree
 List subfolders recursively
 Find directories only
 Which directories are below this one?
+Find all subfolders
+List every folder below this one
 | Show every directory under this one
 
 find . -type f | wc -l
@@ -634,6 +756,8 @@ Count all files recursively
 How many files are there under this folder?
 Tell me the number of files in this tree
 Count every file in here and in the subfolders
+How many files are in this folder and its subfolders?
+Count all the files in this tree
 | How many files does this tree have in all?
 
 ls | wc -l
@@ -644,6 +768,8 @@ Count what ls prints
 How many entries does this folder have?
 Tell me the number of items in this folder
 Count the items of the current directory
+Count the items in this folder
+How many items does this directory have?
 | Count how many items this directory has
 
 curl ifconfig.me
@@ -654,6 +780,8 @@ Which IP address does the internet see?
 Tell me my public IP
 Find out my external IP address
 Look up my public address
+Show my public IP address
+What IP do others see from outside?
 | Tell me the external IP address of this machine
 
 ping -c 4 example.com
@@ -664,6 +792,8 @@ Am I online?
 Check the connection to example.com
 Send four pings to example.com
 Check whether the network works
+Is my network connection working?
+Test the internet with a few pings
 | Test whether the internet connection works
 """
 
@@ -689,6 +819,8 @@ Where are the .{ext} files?
 Search for files ending in .{ext}
 Show all files with the extension {ext}
 Look for {ext} files in this tree
+Find the files that end in .{ext}
+Which .{ext} files are in this folder?
 | Find files whose name ends in .{ext}
 | Search this folder for .{ext} files
 
@@ -699,6 +831,8 @@ Give me the first {n} lines of {file}
 See how {file} begins, {n} lines
 What are the first {n} lines of {file}?
 Display {n} lines from the start of {file}
+First {n} lines of {file}
+Show me only the top {n} lines of {file}
 | Print {n} lines from the top of {file}
 | Let me see the first {n} lines of {file}
 
@@ -709,6 +843,8 @@ Give me the last {n} lines of {file}
 See how {file} ends, {n} lines
 What are the last {n} lines of {file}?
 Display {n} lines from the end of {file}
+Last {n} lines of {file}
+Show me only the bottom {n} lines of {file}
 | Print {n} lines from the bottom of {file}
 | Let me see the last {n} lines of {file}
 
@@ -719,6 +855,8 @@ Watch {file} for new lines
 Show {file} live, as lines are added
 Follow the end of {file}
 Wait for new lines in {file}
+Show new lines of {file} as they come
+Watch {file} live
 | Watch new lines arrive in {file}
 
 cat {file}
@@ -728,6 +866,8 @@ What is in {file}?
 Display the file {file}
 Print all of {file}
 Write {file} to the terminal
+Show {file}
+Print the contents of {file}
 | Show me what {file} contains
 
 wc -l {file}
@@ -737,6 +877,8 @@ Number of lines in {file}
 Print the line count of {file}
 Tell me how many lines are in {file}
 Count lines in {file}
+How long is {file}, in lines?
+Show the number of lines in {file}
 | How many lines are there in {file}?
 
 wc -w {file}
@@ -746,6 +888,8 @@ Number of words in {file}
 Print the word count of {file}
 Tell me how many words are in {file}
 Count words in {file}
+How long is {file}, in words?
+Show the number of words in {file}
 | How many words are there in {file}?
 
 sort {file}
@@ -755,6 +899,8 @@ Put the lines of {file} in order
 Show {file} sorted
 Order {file} alphabetically
 Sort {file}
+Show {file} in sorted order
+Print the sorted lines of {file}
 | Show the lines of {file} in sorted order
 
 sort {file} | uniq
@@ -764,6 +910,8 @@ Print {file} without duplicates
 Sort {file} and drop repeated lines
 List the distinct lines of {file}
 Each line of {file} only once
+Show {file} without duplicate lines
+Sort {file} and remove the duplicates
 | Print the lines of {file} without any duplicates
 
 less {file}
@@ -773,6 +921,8 @@ Open {file} in a pager
 Scroll through {file}
 View {file} page by page
 Look through {file} in the pager
+Read {file} page by page
+Show {file} in a pager
 | Scroll through {file} page by page
 
 grep -rn '{word}' .
@@ -782,6 +932,8 @@ Where does {word} appear in the files?
 Look for the text {word} recursively
 Which lines contain {word}?
 Search the files below for {word}
+Find {word} in the files of this folder
+Search this folder for the word {word}
 | Find the lines that contain {word} in all files
 | Look through this folder for {word}
 
@@ -792,6 +944,8 @@ How often does {word} occur in {file}?
 Number of lines in {file} that contain {word}
 Count {word} in {file}
 Tell me how many times {word} is in {file}
+In how many lines of {file} is {word}?
+Count the lines of {file} that contain {word}
 | Count how many lines of {file} have {word}
 
 mkdir {dir}
@@ -801,6 +955,8 @@ Create a new folder named {dir}
 Make a new directory {dir}
 I need a folder {dir}
 Add a directory called {dir}
+Create {dir} as a new directory
+Make the directory {dir}
 | Create a directory called {dir}
 | Make a new folder named {dir}
 
@@ -811,6 +967,8 @@ Enter {dir}
 Move into {dir}
 Switch to the {dir} folder
 Take me to {dir}
+Go to the folder {dir}
+Change directory to {dir}
 | Go to the directory {dir}
 
 ls {dir}
@@ -820,6 +978,8 @@ Show the contents of the directory {dir}
 Print the names of the files in {dir}
 Which files does {dir} have?
 See what {dir} contains
+List the folder {dir}
+Which files are in {dir}?
 | Show which files are in {dir}
 
 du -sh {dir}
@@ -829,6 +989,8 @@ How much space does {dir} take?
 What is the size of the directory {dir}?
 Total size of {dir}
 Disk usage of {dir}
+How much disk space does the folder {dir} use?
+How large is {dir}?
 | How large is the directory {dir}?
 
 rm -i {file}
@@ -838,6 +1000,8 @@ Delete the file {file}
 Get rid of {file}
 Erase {file} after asking me
 I do not need {file} any more, delete it
+Remove {file}, but ask before
+Delete {file} after asking
 | Remove the file {file}, but ask me first
 
 cp {file} {file}.bak
@@ -847,6 +1011,8 @@ Back up {file}
 Keep a copy of {file} with .bak at its end
 Save a backup copy of {file}
 Create a backup of {file}
+Copy {file} to a backup
+Back {file} up as {file}.bak
 | Back up the file {file} as {file}.bak
 
 touch {file}
@@ -856,6 +1022,8 @@ Update the time stamp of {file}
 Touch {file}
 Create {file} if it does not exist
 I need an empty {file}
+Create the empty file {file}
+Make an empty {file}
 | Make an empty file named {file}
 
 chmod +x {script}
@@ -865,6 +1033,8 @@ Allow execution of {script}
 Give {script} the execute permission
 Mark {script} as executable
 Set the executable bit of {script}
+Turn {script} into an executable
+Make the file {script} executable
 | Make the script {script} executable
 | Add execute permission to {script}
 
@@ -875,6 +1045,8 @@ Start {script} with the shell
 Run {script}
 Launch the shell script {script}
 Call {script}
+Run {script} with the shell
+Start the shell script {script}
 | Start the script {script}
 
 tar -czf {dir}.tar.gz {dir}
@@ -884,6 +1056,8 @@ Make a compressed archive of {dir}
 Create {dir}.tar.gz from {dir}
 Archive the directory {dir}
 Zip up {dir} as a tarball
+Compress {dir} to {dir}.tar.gz
+Make a tar.gz archive of the folder {dir}
 | Create a compressed archive of the folder {dir}
 
 tar -xzf {dir}.tar.gz
@@ -893,6 +1067,8 @@ Open up {dir}.tar.gz
 Uncompress {dir}.tar.gz here
 Extract the files from {dir}.tar.gz
 Unpack {dir}.tar.gz
+Extract the files in {dir}.tar.gz
+Unpack {dir}.tar.gz into this folder
 | Extract the archive {dir}.tar.gz here
 
 tar -tzf {dir}.tar.gz
@@ -902,6 +1078,8 @@ Which files are in the archive {dir}.tar.gz?
 See inside {dir}.tar.gz, but do not unpack it
 Print the names of the files in {dir}.tar.gz
 Look into {dir}.tar.gz without unpacking
+List the contents of {dir}.tar.gz without unpacking
+What is inside {dir}.tar.gz? Do not extract it
 | List the files in the archive {dir}.tar.gz without extracting them
 
 find . -mtime -{days}
@@ -911,6 +1089,8 @@ Show what changed within {days} days
 List files modified in the last {days} days
 Files that are newer than {days} days
 Search for files touched in the last {days} days
+Which files changed in the last {days} days?
+Find what was modified in the past {days} days
 | List what was changed in the past {days} days
 
 find . -size +{mb}M
@@ -920,6 +1100,8 @@ Show files over {mb} MB
 List all files above {mb} MB
 Search for big files, more than {mb} MB
 Look for files larger than {mb} megabytes
+Find big files, over {mb} MB
+Files of more than {mb} megabytes
 | Find all files that are bigger than {mb} MB
 
 git log -n {n}
@@ -929,6 +1111,8 @@ What were the last {n} commits?
 Log of the latest {n} commits
 List the newest {n} commits
 See the {n} latest commits
+Show the {n} newest commits
+Last {n} commits in the log
 | Show me the {n} most recent commits
 
 git switch {branch}
@@ -938,6 +1122,8 @@ Change to branch {branch}
 Go to the {branch} branch
 Move to the git branch {branch}
 Put me on the branch {branch}
+Switch to branch {branch}
+Check out the branch {branch}
 | Change to the {branch} branch
 
 git switch -c {branch}
@@ -947,6 +1133,8 @@ Start a new branch named {branch}
 Create and check out the branch {branch}
 New git branch {branch}
 Branch off as {branch}
+Create the new branch {branch}
+Make a branch called {branch}
 | Create a new branch named {branch}
 
 which {tool}
@@ -956,6 +1144,8 @@ Which {tool} is used?
 Find the {tool} program
 Where does the command {tool} live?
 Print the location of {tool}
+Find where {tool} is installed
+Show me the location of the program {tool}
 | Where is the program {tool}?
 
 man {tool}
@@ -965,6 +1155,8 @@ Open the man page of {tool}
 Read the manual page for {tool}
 Display the help page of {tool}
 I want to read the manual of {tool}
+Show the man page of {tool}
+Open the manual for {tool}
 | Open the manual page of {tool}
 
 python3 -m http.server {port}
@@ -974,6 +1166,8 @@ Share this directory on port {port}
 Run a simple HTTP server on port {port}
 Start a file server at port {port}
 Host the current directory on port {port}
+Run a web server on port {port}
+Serve the files of this folder on port {port}
 | Run a web server for this folder on port {port}
 
 lsof -i :{port}
@@ -983,6 +1177,8 @@ Show who is using port {port}
 Find the process on port {port}
 Is anything running on port {port}?
 Check what occupies port {port}
+Which program is using port {port}?
+Show the process that listens on port {port}
 | Find out which process is using port {port}
 """
 
@@ -1020,24 +1216,17 @@ def key(record):
 
 
 def make():
-    rng = random.Random(SEED)
+    # Each split draws on its own, so that adding requests to one leaves the other as it is.
     train, valid = [], []
-    for command, seen, held_out in groups(PLAIN):
-        train += [record(r, command) for r in seen]
-        valid += [record(r, command) for r in held_out]
-    for command, seen, held_out in groups(SLOTTED):
-        for into, requests, times in [(train, seen, SLOTTED_TIMES), (valid, held_out, 1)]:
-            rows = iter(fillings(command, len(requests) * times, rng))
-            for _ in range(times):
-                for request in requests:
-                    values = next(rows)
-                    into.append(record(fill(request, values), fill(command, values)))
-    rng.shuffle(train)
-    rng.shuffle(valid)
+    for records, split in [(train, 1), (valid, 2)]:
+        rng = random.Random(SEED * 2 + split)
+        for group in groups(PLAIN):
+            records += [record(request, group[0]) for request in group[split]]
+        for group in groups(SLOTTED):
+            for request, values in zip(group[split], fillings(group[0], len(group[split]), rng)):
+                records.append(record(fill(request, values), fill(group[0], values)))
+        rng.shuffle(records)
     return train, valid
-
-
-SLOTTED_TIMES = 1
 
 
 def main():
@@ -1047,7 +1236,6 @@ def main():
     held = [key(r) for r in valid]
     assert len(set(held)) == len(held), [k for k in held if held.count(k) > 1]
     assert not set(keys) & set(held), set(keys) & set(held)
-    assert {r["completion"] for r in valid if "{" not in r["completion"]}
     folder = Path(__file__).parent / "data"
     folder.mkdir(exist_ok=True)
     for name, records in [("train", train), ("valid", valid)]:

@@ -10,23 +10,30 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import random
+import re
 import subprocess
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy machine slows spinning threads fivefold
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SEED = 0
 VOCAB = 2048
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CONTEXT = 256
-BATCH = 16
+CONTEXT = 128
+BATCH = 32
 BOOKS = ["book", "cargo", "clippy", "edition-guide", "embedded-book", "error_codes", "nomicon", "reference",
          "rust-by-example", "rustc", "rustdoc", "std", "style-guide", "unstable-book"]
+
+# Translations, and editions that only point to another.
+ELSEWHERE = {"es", "ja", "ko", "zh", "2018-edition", "second-edition", "first-edition"}
 
 # The split of Qwen2: contractions, words, single digits, runs of punctuation, white space.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -67,6 +74,7 @@ class Text(HTMLParser):
     def handle_endtag(self, tag):
         if tag in self.VOID or not any(t == tag for t, _, _ in self.open):
             return
+        ends = tag in self.BLOCKS and self.inside
         while True:
             name, inside, skipped = self.open.pop()
             self.inside -= inside
@@ -74,23 +82,26 @@ class Text(HTMLParser):
             self.pre -= name == "pre"
             if name == tag:
                 break
-        if tag in self.BLOCKS and self.inside:
-            self.out.append("\n")
+        if ends:
+            self.out.append("\n" if tag in ("li", "tr", "dt", "dd", "div") else "\n\n")
 
     def handle_data(self, data):
-        if self.inside and not self.skipped:
-            self.out.append(data if self.pre else " ".join(data.split()).join(
-                (" " * data[:1].isspace(), " " * data[-1:].isspace())) if data.strip() else " " if not self.pre else data)
+        if not self.inside or self.skipped:
+            return
+        if not self.pre:  # white space is one space, and none at the start of a line
+            data = re.sub(r"\s+", " ", data)
+            if not self.out or self.out[-1].endswith("\n"):
+                data = data.lstrip(" ")
+        if data:
+            self.out.append(data)
 
 
 def page_text(path, api):
     parser = Text(api)
     parser.feed(path.read_text(encoding="utf-8", errors="replace"))
-    lines = [line.rstrip() for line in "".join(parser.out).replace("\u00a0", " ").split("\n")]
-    text = "\n".join(lines)
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
-    return text.strip()
+    text = "".join(parser.out).replace("\u00a0", " ").replace("Read more", "")
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def corpus():
@@ -99,7 +110,8 @@ def corpus():
     seen, pages = set(), []
     for book in BOOKS:
         for path in sorted((root / book).rglob("*.html")):
-            if path.name in ("print.html", "404.html", "toc.html"):
+            relative = path.relative_to(root / book)
+            if path.name in ("print.html", "404.html", "toc.html") or relative.parts[0] in ELSEWHERE:
                 continue
             kept = []
             for paragraph in page_text(path, api=book == "std").split("\n\n"):
@@ -153,16 +165,19 @@ def main():
     ids = torch.tensor(ids[64 * CONTEXT:])
     print(f"tokens: {len(ids)}", flush=True)
 
-    model = Qwen2ForCausalLM(config())
+    model = Qwen2ForCausalLM(config()).train()
     print(f"parameters: {sum(p.numel() for p in model.parameters())}", flush=True)
-    decayed = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                                  lr=arguments.lr, betas=(0.9, 0.95), fused=True)
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=arguments.lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=arguments.lr, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
+    ]
 
     def loss_of(batch):
-        logits = model(input_ids=batch).logits
-        return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), batch[:, 1:].reshape(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+            logits = model(input_ids=batch).logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, VOCAB).float(), batch[:, 1:].reshape(-1))
 
     # Windows start anywhere; each pass over the corpus shifts them.
     draw = random.Random(SEED)
@@ -175,13 +190,13 @@ def main():
         batch = torch.stack([ids[s: s + CONTEXT] for s in (queue.pop() for _ in range(BATCH))])
         warm = min(1.0, (step + 1) / 60)
         rate = arguments.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / arguments.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         loss = loss_of(batch)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         if (step + 1) % 50 == 0 or step == 0:
             print(f"step {step + 1}: loss {mean:.3f}, {time.time() - started:.0f} s", flush=True)
@@ -192,23 +207,30 @@ def main():
     print(f"done: {arguments.steps} steps, training loss {mean:.3f}, held-out loss {final:.3f}, "
           f"{time.time() - started:.0f} s", flush=True)
 
-    output = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
-    model = model.to(torch.bfloat16)
-    model.config.dtype = torch.bfloat16
-    model.generation_config.eos_token_id = [0, 2]
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(output)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL[1:], model_max_length=1024, clean_up_tokenization_spaces=False)
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(output)
-    # The file that transformers writes is indented; the embedded one need not be.
-    path = output / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":")),
-                    encoding="utf-8")
-    print({p.name: p.stat().st_size for p in sorted(output.iterdir())})
+    write(arguments.output, model, tokenizer)
+
+
+def write(folder, model, tokenizer):
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: t.to(torch.bfloat16).contiguous() for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = json.loads(tokenizer.to_str())
+    files = {
+        "config.json": {**model.config.to_diff_dict(), "architectures": ["Qwen2ForCausalLM"], "dtype": "bfloat16"},
+        "generation_config.json": {"bos_token_id": 0, "eos_token_id": [0, 2], "pad_token_id": 0},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "add_prefix_space": False,
+            "bos_token": None, "eos_token": SPECIAL[0], "pad_token": SPECIAL[0],
+            "additional_special_tokens": SPECIAL[1:], "clean_up_tokenization_spaces": False,
+            "model_max_length": model.config.max_position_embeddings, "chat_template": CHAT_TEMPLATE},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o644)
+        print(f"{path.name}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
