@@ -128,7 +128,8 @@ impl TrainingPass<'_> {
     /// A mask of its own for each site of each micro-step.
     fn dropout(&self, layer: &LoRALayer, site: usize) -> Option<Dropout> {
         let probability = layer.config().dropout as f32;
-        let step = self.micro_step * self.adapter.layers.len() as u64 + site as u64;
+        let sites = self.adapter.layers.len() as u64;
+        let step = self.micro_step.wrapping_mul(sites).wrapping_add(site as u64);
         (probability > 0.0).then(|| Dropout { probability, stream: Stream::new(self.seed, Purpose::Dropout, step) })
     }
 }

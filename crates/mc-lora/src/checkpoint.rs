@@ -65,7 +65,7 @@ pub fn load_checkpoint(
     let dir = dir.as_ref();
     let peft = PeftAdapter::read(dir, &Device::Cpu)?;
     let metadata = peft.metadata.get(KEY).map(|text| serde_json::from_str(text).map_err(invalid(dir))).transpose()?;
-    Ok((read(model, &peft, &dir.join(WEIGHTS).display().to_string())?, metadata))
+    Ok((read(model, &peft, dir)?, metadata))
 }
 
 fn invalid(dir: &Path) -> impl Fn(serde_json::Error) -> Error {

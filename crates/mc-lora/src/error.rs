@@ -8,7 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A field of the configuration is out of range, or not a regular expression where it must be one.
-    #[error("LoRA configuration: `{field}` {problem}")]
+    #[error("`{field}` {problem}")]
     Config {
         /// The field.
         field: &'static str,
@@ -16,7 +16,7 @@ pub enum Error {
         problem: String,
     },
     /// A field names something that the model does not have.
-    #[error("LoRA configuration: `{field}`: `{name}` matches none of the model's {what}")]
+    #[error("`{field}`: `{name}` matches none of the model's {what}")]
     Unmatched {
         /// The field.
         field: &'static str,
@@ -28,7 +28,7 @@ pub enum Error {
         available: Vec<String>,
     },
     /// A part of the model that no adapter of this version can change.
-    #[error("LoRA configuration: `{field}`: `{name}` cannot be adapted in this version")]
+    #[error("`{field}`: `{name}` cannot be adapted in this version")]
     Unsupported {
         /// The field.
         field: &'static str,
@@ -46,6 +46,14 @@ pub enum Error {
         problems: Vec<String>,
         /// What the problems have in common.
         hint: String,
+    },
+    /// One of the above in a configuration that was read from a file.
+    #[error("{file}: {source}")]
+    InFile {
+        /// The file.
+        file: String,
+        /// What is wrong there.
+        source: Box<Error>,
     },
     /// What an adapter's file says about itself is not what this crate writes there.
     #[error("{file}: metadata `{key}`: {source}")]
@@ -71,6 +79,7 @@ impl Error {
         match self {
             Self::Unmatched { available, .. } => Some(format!("the model has {}", available.join(", "))),
             Self::Unsupported { available, .. } => Some(format!("choose among {}", available.join(", "))),
+            Self::InFile { source, .. } => source.hint(),
             Self::Tensors { hint, .. } => Some(hint.clone()),
             Self::Metadata { .. } => Some("the file was written by another version or program".into()),
             Self::Checkpoint(e) => e.hint(),
@@ -80,6 +89,16 @@ impl Error {
 
     pub(crate) fn config(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Config { field, problem: problem.into() }
+    }
+
+    /// The same error of PEFT's configuration file, which calls two fields otherwise.
+    pub(crate) fn in_file(self, file: &str) -> Self {
+        let source = match self {
+            Self::Config { field: "rank", problem } => Self::Config { field: "r", problem },
+            Self::Config { field: "alpha", problem } => Self::Config { field: "lora_alpha", problem },
+            other => other,
+        };
+        Self::InFile { file: file.into(), source: Box::new(source) }
     }
 }
 

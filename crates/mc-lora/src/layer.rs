@@ -184,8 +184,140 @@ impl Terms {
         match (kept, bias) {
             // The two terms without `g` are one projection of `x − d(x)`.
             (Some(kept), _) => ops::linear(&(x - &kept)?, weight, bias.as_ref())? + scaled(&kept)?,
-            (None, Some(bias)) => scaled(x)?.broadcast_add(bias),
+            (None, Some(bias)) => scaled(x)?.broadcast_add(&bias.to_dtype(x.dtype())?),
             (None, None) => scaled(x),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_models::Site;
+    use mc_testkit::{Tolerance, assert_close, gradcheck, random};
+
+    const OUT: usize = 7;
+    const IN: usize = 19;
+
+    fn projection(weight: &Tensor, bias: Option<Tensor>) -> Projection {
+        let (out_features, in_features) = weight.dims2().unwrap();
+        let site = Site { index: 0, path: "model.layers.0.mlp.up_proj".into(), in_features, out_features };
+        Projection { site, weight: Weight::from_tensor(weight).unwrap(), bias }
+    }
+
+    fn dropout() -> Dropout {
+        Dropout { probability: 0.4, stream: Stream::new(3, Purpose::Dropout, 1) }
+    }
+
+    fn dora(projection: &Projection, a: &Tensor, b: &Tensor) -> LoRALayer {
+        let config = LoRAConfig { rank: a.dim(0).unwrap(), alpha: 3.0, use_dora: true, ..Default::default() };
+        let magnitude = Some(random(9, projection.site.out_features, DType::F32));
+        let values = Parameters { a: a.clone(), b: b.clone(), magnitude };
+        LoRALayer::from_parameters(projection, config, &values).unwrap()
+    }
+
+    /// In x, A, B and the magnitude, the norm held fixed.
+    #[test]
+    fn gradient() {
+        for (bias, dropout) in [(None, None), (Some(random(6, OUT, DType::F64)), Some(dropout()))] {
+            let projection = projection(&random(1, (OUT, IN), DType::F64), bias);
+            let norm = (random(2, OUT, DType::F64).abs().unwrap() + 0.5).unwrap();
+            let inputs = [
+                random(3, (2, 3, IN), DType::F64),
+                random(4, (2, IN), DType::F64),
+                random(5, (OUT, 2), DType::F64),
+                random(7, OUT, DType::F64),
+            ];
+            gradcheck("dora", &inputs, |i| {
+                let row_scale = Some((&i[3] / &norm)?);
+                let terms = Terms { a: i[1].clone(), b: i[2].clone(), scale: 1.7, row_scale };
+                terms.project(&projection, &i[0], dropout.clone())
+            });
+        }
+    }
+
+    /// The fused path in f32 and the composed one in f64 give one result and one gradient.
+    #[test]
+    fn fused_equals_composed() {
+        let bias = Some(random(6, OUT, DType::F32));
+        let projection = projection(&random(1, (OUT, IN), DType::F32), bias);
+        let layer = dora(&projection, &random(4, (2, IN), DType::F32), &random(5, (OUT, 2), DType::F32));
+        let x = random(3, (2, 3, IN), DType::F32);
+        for dropout in [None, Some(dropout())] {
+            let [fused, composed] = [DType::F32, DType::F64].map(|dtype| {
+                let x = Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap();
+                let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, dropout.clone()).unwrap();
+                let weights = random(8, y.shape(), dtype);
+                let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+                let vars = [&x, layer.a(), layer.b(), layer.magnitude().unwrap()];
+                (y.clone(), vars.map(|var| gradients.get(var).unwrap().clone()))
+            });
+            // Sums of 19 f32 products.
+            assert_close("output", &fused.0, &composed.0, Tolerance::relative(3e-6));
+            for (name, (fused, composed)) in ["x", "A", "B", "magnitude"].iter().zip(fused.1.iter().zip(&composed.1)) {
+                assert_close(name, fused, composed, Tolerance::relative(3e-6));
+            }
+        }
+    }
+
+    /// PEFT's formula written out in f64: `W·x + bias + (g − 1)∘W·d(x) + g∘s·B·A·d(x)`, with the norm of the whole sum.
+    #[test]
+    fn dora_is_what_peft_computes() {
+        let bias = random(6, OUT, DType::F32);
+        let (w, a, b) =
+            (random(1, (OUT, IN), DType::F32), random(4, (2, IN), DType::F32), random(5, (OUT, 2), DType::F32));
+        let projection = projection(&w, Some(bias.clone()));
+        let layer = dora(&projection, &a, &b);
+        let x = random(3, (6, IN), DType::F32);
+        let s = layer.config().scaling();
+        for dropout in [None, Some(dropout())] {
+            let mask = dropout.as_ref().map_or_else(|| x.ones_like(), |d| d.mask(&x)).unwrap();
+            let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, dropout).unwrap();
+            let expected = || -> candle_core::Result<Tensor> {
+                let wide = |t: &Tensor| t.to_dtype(DType::F64);
+                let (w, x, magnitude) = (wide(&w)?, wide(&x)?, wide(layer.magnitude().unwrap())?);
+                let delta = (wide(&b)?.matmul(&wide(&a)?)? * s)?;
+                let g = (magnitude / (&w + &delta)?.sqr()?.sum(1)?.sqrt()?)?;
+                let dropped = (&x * wide(&mask)?)?;
+                let base = dropped.matmul(&w.t()?)?.broadcast_mul(&(&g - 1.0)?)?;
+                let low = dropped.matmul(&delta.t()?)?.broadcast_mul(&g)?;
+                x.matmul(&w.t()?)?.broadcast_add(&wide(&bias)?)? + base + low
+            };
+            assert_close("dora", &y, &expected().unwrap(), Tolerance::relative(3e-6));
+        }
+    }
+
+    /// The norm from its three sums, also where `s·B·A` nearly undoes the weight and most digits cancel.
+    #[test]
+    fn row_scale_keeps_its_digits() {
+        const WIDTH: usize = 2048;
+        let (a, b) = (random(4, (4, WIDTH), DType::F32), random(5, (OUT, 4), DType::F32));
+        let s = 3.0 / 4.0;
+        let delta = (b.matmul(&a).unwrap() * s).unwrap();
+        // W = t·sBA + noise: the condition of the sum grows as t nears −1.
+        for (t, allowed) in [(0.0, 1e-6), (3.0, 1e-6), (-0.5, 1e-6), (-0.9, 2e-5), (-0.99, 2e-3)] {
+            let noise = (random(1, (OUT, WIDTH), DType::F32) * if t == 0.0 { 1.0 } else { 1e-4 }).unwrap();
+            let w = ((&delta * t).unwrap() + noise).unwrap();
+            let projection = projection(&w, None);
+            let layer = dora(&projection, &a, &b);
+            let found = layer.terms(&projection.weight).unwrap().row_scale.unwrap();
+            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+            let delta = (wide(&b).matmul(&wide(&a)).unwrap() * s).unwrap();
+            let norm = (wide(&w) + delta).unwrap().sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+            let expected = (wide(layer.magnitude().unwrap()) / norm).unwrap();
+            let ratio = (wide(&found) / &expected).unwrap();
+            assert_close(&format!("t = {t}"), &ratio, &ratio.ones_like().unwrap(), Tolerance::absolute(allowed));
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_stays_one() {
+        let mut rows = random(1, (OUT, IN), DType::F32).to_vec2::<f32>().unwrap();
+        rows[2].fill(0.0);
+        let projection = projection(&Tensor::new(rows, &candle_core::Device::Cpu).unwrap(), None);
+        let layer = LoRALayer::new(&projection, LoRAConfig { use_dora: true, ..Default::default() }, 1).unwrap();
+        let x = random(3, (4, IN), DType::F32);
+        let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, None).unwrap();
+        assert_close("plain", &y, &projection.forward(&x).unwrap(), Tolerance::relative(1e-6));
     }
 }

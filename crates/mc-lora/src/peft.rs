@@ -14,6 +14,7 @@ use std::{
     path::Path,
 };
 
+const CONFIG: &str = "adapter_config.json";
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 impl LoRAAdapter {
@@ -23,7 +24,7 @@ impl LoRAAdapter {
     /// If it cannot be read, or does not fit the model; all that does not fit is listed.
     pub fn load(model: &dyn CausalLM, dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        read(model, &PeftAdapter::read(dir, &Device::Cpu)?, &dir.join(WEIGHTS).display().to_string())
+        read(model, &PeftAdapter::read(dir, &Device::Cpu)?, dir)
     }
 
     /// The adapter that these configuration and tensors are.
@@ -31,7 +32,7 @@ impl LoRAAdapter {
     /// # Errors
     /// If they do not fit the model or each other; all that does not fit is listed.
     pub fn from_peft(model: &dyn CausalLM, peft: &PeftAdapter) -> Result<Self> {
-        read(model, peft, WEIGHTS)
+        read(model, peft, Path::new(""))
     }
 
     /// A copy in PEFT's format. The seed has no place in it.
@@ -56,13 +57,16 @@ impl LoRAAdapter {
     }
 }
 
-pub(crate) fn read(model: &dyn CausalLM, peft: &PeftAdapter, file: &str) -> Result<LoRAAdapter> {
+/// The adapter that was read from `dir`, which errors name.
+pub(crate) fn read(model: &dyn CausalLM, peft: &PeftAdapter, dir: &Path) -> Result<LoRAAdapter> {
     let sites = model.sites();
+    let file = |name| dir.join(name).display().to_string();
     if let Some(name) = peft.config.modules_to_save.iter().flatten().next() {
-        return Err(Error::Unsupported { field: "modules_to_save", name: name.clone(), available: names(sites) });
+        let error = Error::Unsupported { field: "modules_to_save", name: name.clone(), available: names(sites) };
+        return Err(error.in_file(&file(CONFIG)));
     }
     let config = from_config(&peft.config);
-    let selected = Targets::new(&config)?.select(sites)?;
+    let selected = Targets::new(&config).and_then(|t| t.select(sites)).map_err(|e| e.in_file(&file(CONFIG)))?;
     let mut found = Found { peft, problems: vec![], only_rank: true, known: BTreeSet::new() };
     let mut layers = Vec::with_capacity(sites.len());
     for (index, layer) in selected.into_iter().enumerate() {
@@ -72,7 +76,7 @@ pub(crate) fn read(model: &dyn CausalLM, peft: &PeftAdapter, file: &str) -> Resu
         };
         layers.push(found.parameters(projection, layer)?.map(|parameters| (projection, layer, parameters)));
     }
-    found.finish(file)?;
+    found.finish(file(WEIGHTS))?;
     let build = |layer: Option<(&Projection, LoRAConfig, Parameters)>| {
         layer.map(|(projection, config, values)| LoRALayer::from_parameters(projection, config, &values)).transpose()
     };
@@ -134,7 +138,7 @@ impl Found<'_> {
         Ok(tensor)
     }
 
-    fn finish(mut self, file: &str) -> Result<()> {
+    fn finish(mut self, file: String) -> Result<()> {
         for key in self.peft.tensors.keys().filter(|key| !self.known.contains(*key)) {
             self.problems.push(format!("unexpected tensor `{key}`"));
             self.only_rank = false;
@@ -147,7 +151,7 @@ impl Found<'_> {
         } else {
             "this adapter was made for another model, or adapter_config.json does not belong to it"
         };
-        Err(Error::Tensors { file: file.into(), problems: self.problems, hint: hint.into() })
+        Err(Error::Tensors { file, problems: self.problems, hint: hint.into() })
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{Error, LoRAAdapterConfig, LoRAConfig, Result, TargetModule};
 use fancy_regex::Regex;
 use mc_models::Site;
+use std::collections::BTreeSet;
 
 /// Parts of a model that PEFT could adapt by name and this version cannot.
 const UNSUPPORTED: [&str; 2] = ["lm_head", "model.embed_tokens"];
@@ -81,13 +82,15 @@ impl<'a> Targets<'a> {
                 return unmatched("target_modules", target.to_string(), "projections", names(sites));
             }
         }
-        for layer in self.config.layers_to_transform.iter().flatten() {
-            let layers = sites.iter().map(|s| self.layer_index(&s.path)).collect::<Result<Vec<_>>>()?;
-            if !layers.contains(&Some(*layer)) {
-                let mut available: Vec<_> = layers.into_iter().flatten().collect();
-                available.sort_unstable();
-                available.dedup();
-                let available = available.iter().map(usize::to_string).collect();
+        if let Some(wanted) = &self.config.layers_to_transform {
+            let layers = sites.iter().map(|s| self.layer_index(&s.path)).collect::<Result<BTreeSet<_>>>()?;
+            let layers: BTreeSet<_> = layers.into_iter().flatten().collect();
+            if layers.is_empty() {
+                let path = sites.first().map(|s| s.path.as_str()).unwrap_or_default();
+                return Err(Error::config("layers_pattern", format!("is not in the model's paths, such as `{path}`")));
+            }
+            if let Some(layer) = wanted.iter().find(|layer| !layers.contains(layer)) {
+                let available = layers.iter().map(usize::to_string).collect();
                 return unmatched("layers_to_transform", layer.to_string(), "layers", available);
             }
         }
@@ -231,5 +234,96 @@ impl Pattern {
 
     fn failed(&self, error: &fancy_regex::Error) -> Error {
         Error::config(self.field, format!("`{}`: {error}", self.text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    /// Two layers and, in the second, an expert with a number of its own.
+    fn sites() -> Vec<Site> {
+        let paths = [
+            "model.layers.0.self_attn.q_proj",
+            "model.layers.0.self_attn.v_proj",
+            "model.layers.0.mlp.up_proj",
+            "model.layers.1.self_attn.q_proj",
+            "model.layers.1.self_attn.v_proj",
+            "model.layers.1.experts.0.up_proj",
+        ];
+        let site =
+            |(index, path): (usize, &&str)| Site { index, path: (*path).into(), in_features: 4, out_features: 3 };
+        paths.iter().enumerate().map(site).collect()
+    }
+
+    fn parse(targets: &[&str]) -> Vec<TargetModule> {
+        targets.iter().map(|t| TargetModule::from_str(t).unwrap()).collect()
+    }
+
+    /// The expected indices are those that PEFT 0.21 selects.
+    #[test]
+    fn selection() {
+        let config = |targets: &[&str]| LoRAAdapterConfig { target_modules: parse(targets), ..Default::default() };
+        let layers = |targets: &[&str], layers: &[usize]| LoRAAdapterConfig {
+            layers_to_transform: Some(layers.to_vec()),
+            ..config(targets)
+        };
+        let without = |targets: &[&str], exclude: &[&str]| LoRAAdapterConfig {
+            exclude_modules: parse(exclude),
+            ..config(targets)
+        };
+        let called = |pattern: &str, layer| LoRAAdapterConfig {
+            layers_pattern: vec![pattern.into()],
+            ..layers(&["up_proj"], &[layer])
+        };
+        let cases: [(LoRAAdapterConfig, &[usize]); 16] = [
+            (config(&["all-linear"]), &[0, 1, 2, 3, 4, 5]),
+            (config(&["q_proj", "mlp.up_proj"]), &[0, 2, 3]),
+            (config(&["model.layers.1.self_attn.v_proj"]), &[4]),
+            (config(&["1.self_attn.v_proj"]), &[4]),
+            (config(&[r".*\.(q|v)_proj"]), &[0, 1, 3, 4]),
+            (config(&["model.layers.0|model.layers.0.mlp.up_proj.?"]), &[2]),
+            (config(&["(?!.*self_attn).*up_proj"]), &[2, 5]),
+            (config(&["(?i).*Q_PROJ"]), &[0, 3]),
+            (layers(&["q_proj", "up_proj"], &[1]), &[3, 5]),
+            (layers(&["q_proj", "up_proj"], &[0]), &[0, 2]),
+            (layers(&["q_proj"], &[]), &[0, 3]),
+            (layers(&["q_proj", "model.layers.0.mlp.up_proj"], &[1]), &[2, 3]),
+            (called("layers", 1), &[5]),
+            (called("experts", 0), &[5]),
+            (without(&["q_proj", "v_proj"], &["model.layers.0.self_attn.q_proj"]), &[1, 3, 4]),
+            (without(&["all-linear"], &[r".*layers\.1.*"]), &[0, 1, 2]),
+        ];
+        for (config, expected) in cases {
+            let selected = Targets::new(&config).unwrap().select(&sites()).unwrap();
+            let found: Vec<_> = selected.iter().enumerate().filter_map(|(i, s)| s.map(|_| i)).collect();
+            assert_eq!(found, expected, "{config:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_pattern_counts() {
+        let config = LoRAAdapterConfig {
+            rank_pattern: [("layers.0.self_attn.q_proj", 2), ("q_proj", 3), ("proj", 4), ("q_proj|up_proj", 5)]
+                .map(|(p, r)| (p.to_string(), r))
+                .into(),
+            alpha_pattern: vec![(".*v_proj".into(), 1.0), (r"layers\.1\..*".into(), 2.0)],
+            ..Default::default()
+        };
+        let selected = Targets::new(&config).unwrap().select(&sites()).unwrap();
+        let found: Vec<_> = selected.iter().flatten().map(|s| (s.rank, s.alpha)).collect();
+        // `proj` is the end of a name but no name after a dot.
+        assert_eq!(found, [(2, 16.0), (8, 1.0), (5, 16.0), (3, 2.0), (8, 1.0), (5, 2.0)]);
+    }
+
+    #[test]
+    fn a_pattern_that_never_ends_is_an_error() {
+        let config = LoRAAdapterConfig {
+            target_modules: parse(&[r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3x"]),
+            ..Default::default()
+        };
+        let error = Targets::new(&config).unwrap().select(&sites()).unwrap_err().to_string();
+        assert!(error.starts_with("`target_modules`"), "{error}");
     }
 }
