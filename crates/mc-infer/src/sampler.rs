@@ -127,26 +127,44 @@ impl Sampler {
 }
 
 /// The index of the largest logit, of equal ones the first, as `torch.argmax`.
+///
+/// Both passes compare bits: comparing floats one by one, with their NaN, is several times slower.
 fn first_maximum(logits: &[f32]) -> Result<u32> {
-    let mut best = (0, *logits.first().ok_or(Error::NoLogits)?);
-    for (id, &value) in logits.iter().enumerate() {
-        if !value.is_finite() {
-            return Err(Error::NotFinite { id, value });
-        }
-        if value > best.1 {
-            best = (id, value);
-        }
+    const INFINITE: u32 = f32::INFINITY.to_bits();
+    let magnitude = |logit: &f32| logit.to_bits() & !(1 << 31);
+    if logits.iter().map(magnitude).fold(0, u32::max) >= INFINITE {
+        let id = logits.iter().position(|logit| !logit.is_finite()).unwrap_or_default();
+        return Err(Error::NotFinite { id, value: logits[id] });
     }
-    Ok(best.0 as u32)
+    let max = logits.iter().map(|logit| ascending_bits(*logit)).fold(i32::MIN, i32::max);
+    // Zeros are equal, whatever their sign.
+    let best = logits.iter().position(|logit| ascending_bits(*logit + 0.0) >= max);
+    best.map(|id| id as u32).ok_or(Error::NoLogits)
 }
 
-/// The `k`-th largest value (from 1), or the least if there are fewer.
+/// Integers in the order of [`f32::total_cmp`].
+fn ascending_bits(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+/// The `k`-th largest value (from 1); negative infinity if there are no more than `k`.
 fn kth_largest(values: &[f32], k: usize, selection: &mut Vec<f32>) -> f32 {
     if k >= values.len() {
         return f32::NEG_INFINITY;
     }
+    // Only the largest seen so far are kept, so that all but a few values cost one comparison.
     selection.clear();
-    selection.extend_from_slice(values);
+    let mut least = f32::NEG_INFINITY;
+    for &value in values {
+        if value > least {
+            selection.push(value);
+            if selection.len() == 4 * k {
+                least = *selection.select_nth_unstable_by(k - 1, descending).1;
+                selection.truncate(k);
+            }
+        }
+    }
     *selection.select_nth_unstable_by(k - 1, descending).1
 }
 
@@ -157,7 +175,11 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, p: f64, selection: &mut Vec<f32
     selection.clear();
     selection.extend(candidates.iter().map(|c| c.weight));
     let mass = |weights: &[f32]| weights.iter().map(|w| f64::from(*w)).sum::<f64>();
-    let wanted = p * mass(selection);
+    let total = mass(selection);
+    let wanted = p * total;
+    // All that are as light as this have less than 1 − p together, so none is in the nucleus: usually most of them.
+    let negligible = (1.0 - p) * total / selection.len() as f64;
+    selection.retain(|w| f64::from(*w) >= negligible);
     // All weights before `rest` are kept and none after it; they have `above` together.
     let (mut rest, mut above, mut kept) = (selection.as_mut_slice(), 0.0, 0);
     while rest.len() > 1 {

@@ -63,6 +63,9 @@ fn greedy_takes_the_first_of_the_largest() {
     assert_eq!(draw(&[1.0, 5.0, 5.0, -2.0], SamplingStrategy::Greedy, 0), 1);
     assert_eq!(draw(&[-7.0], SamplingStrategy::Greedy, 0), 0);
     assert_eq!(draw(&[-3.0, -1.0, -2.0], SamplingStrategy::Greedy, 0), 1);
+    assert_eq!(draw(&[-1.0, -0.0, 0.0], SamplingStrategy::Greedy, 0), 1);
+    assert_eq!(draw(&[-1.0, 0.0, -0.0], SamplingStrategy::Greedy, 0), 1);
+    assert_eq!(draw(&[f32::MIN, f32::MAX, 1e-40], SamplingStrategy::Greedy, 0), 1);
 }
 
 #[test]
