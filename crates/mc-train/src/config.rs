@@ -1,0 +1,94 @@
+//! How to train. Knows no data and no model.
+
+use crate::{AdamWConfig, Error, LRScheduler, Result};
+use std::path::PathBuf;
+
+/// Settings of a [`Trainer`](crate::Trainer).
+///
+/// ```
+/// use mc_train::{LRScheduler, TrainingConfig};
+/// let config = TrainingConfig {
+///     num_epochs: 3,
+///     batch_size: 8,
+///     lr_scheduler: LRScheduler::warmup_cosine(10, 38, 1e-4, 0.0),
+///     ..Default::default()
+/// };
+/// assert_eq!(config.total_steps(100), 39); // 13 batches of 100 examples, the last of them smaller, three times
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingConfig {
+    /// How often each example is trained on, at least 1; `max_steps` goes before it.
+    pub num_epochs: u64,
+    /// Optimizer steps, at least 1, whatever part of an epoch or how many epochs they are.
+    pub max_steps: Option<u64>,
+    /// Examples that are computed at one time, at least 1.
+    pub batch_size: usize,
+    /// Batches of one optimizer step, at least 1; a step's loss is the mean over the tokens of all of them.
+    pub grad_accum: usize,
+    /// The learning rate by step.
+    pub lr_scheduler: LRScheduler,
+    /// The optimizer's settings; its `lr` is that of the schedule. By default without weight decay.
+    pub adamw: AdamWConfig,
+    /// The norm that the gradient of all parameters together is clipped to, above 0; `None`: it is not clipped.
+    pub max_grad_norm: Option<f64>,
+    /// What the order of examples and dropout follow from.
+    pub seed: u64,
+    /// Whether each epoch has an order of its own; else that of the data.
+    pub shuffle: bool,
+    /// Steps from one evaluation to the next, at least 1; `None`: after each epoch. There is one after the last step.
+    pub eval_every: Option<u64>,
+    /// Steps from one checkpoint to the next, at least 1; `None`: only after the last step.
+    pub save_every: Option<u64>,
+    /// Whether blocks are computed again in the backward pass, which takes less memory and a third more time.
+    pub grad_checkpoint: bool,
+    /// Where the adapter and the run's files go; `None`: nothing is written.
+    pub output_dir: Option<PathBuf>,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            num_epochs: 1,
+            max_steps: None,
+            batch_size: 4,
+            grad_accum: 1,
+            lr_scheduler: LRScheduler::default(),
+            adamw: AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() },
+            max_grad_norm: Some(1.0),
+            seed: 0,
+            shuffle: true,
+            eval_every: None,
+            save_every: None,
+            grad_checkpoint: false,
+            output_dir: None,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// Optimizer steps of a whole run over so many examples.
+    pub fn total_steps(&self, examples: usize) -> u64 {
+        let batches = examples.div_ceil(self.batch_size.max(1));
+        let per_epoch = batches.div_ceil(self.grad_accum.max(1)) as u64;
+        self.max_steps.unwrap_or_else(|| self.num_epochs.saturating_mul(per_epoch))
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let counts = [
+            ("num_epochs", Some(self.num_epochs)),
+            ("max_steps", self.max_steps),
+            ("batch_size", Some(self.batch_size as u64)),
+            ("grad_accum", Some(self.grad_accum as u64)),
+            ("eval_every", self.eval_every),
+            ("save_every", self.save_every),
+        ];
+        if let Some((field, _)) = counts.iter().find(|(_, value)| *value == Some(0)) {
+            return Err(Error::config(field, 0, "at least 1"));
+        }
+        if let Some(norm) = self.max_grad_norm.filter(|n| !(n.is_finite() && *n > 0.0)) {
+            return Err(Error::config("max_grad_norm", norm, "a finite number above 0"));
+        }
+        self.lr_scheduler.check()?;
+        self.adamw.check()
+    }
+}

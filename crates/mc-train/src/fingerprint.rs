@@ -1,0 +1,57 @@
+//! What must not change between the start of a run and its resumption. Knows no files.
+
+use crate::{Dataset, TrainingConfig};
+use mc_lora::LoRAAdapter;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// Names and values, in an order in which differences are best told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Fingerprint(Map<String, Value>);
+
+/// Differs between data sets; its value means nothing to a reader.
+const DATA: &str = "data";
+
+impl Fingerprint {
+    /// The fingerprint of a run; without data what can be known before it.
+    pub(crate) fn new(adapter: &LoRAAdapter, config: &TrainingConfig, data: Option<&Dataset>) -> Self {
+        let lora = adapter.config();
+        let mut all = Map::new();
+        let mut add = |name: &str, value: Value| drop(all.insert(name.into(), value));
+        add("rank", json!(lora.rank));
+        add("alpha", json!(lora.alpha));
+        add("dropout", json!(lora.dropout));
+        add("rslora", json!(lora.use_rslora));
+        add("dora", json!(lora.use_dora));
+        add("alpha_pattern", json!(lora.alpha_pattern));
+        // Targets and rank patterns by what they select.
+        let projections: Vec<_> = adapter.layers().map(|l| format!("{} {}", l.path(), l.config().rank)).collect();
+        add("projections", json!(projections));
+        add("seed", json!(config.seed));
+        add("batch_size", json!(config.batch_size));
+        add("grad_accum", json!(config.grad_accum));
+        add("shuffle", json!(config.shuffle));
+        if let Some(data) = data {
+            add("examples", json!(data.len()));
+            add(DATA, json!(data.fingerprint()));
+        }
+        Self(all)
+    }
+
+    /// Says the first difference of a run now to the one that was started with `self`.
+    pub(crate) fn check(&self, now: &Self) -> Result<(), String> {
+        let differs = |(name, now): &(&String, &Value)| self.0.get(*name) != Some(now);
+        let Some((name, now)) = now.0.iter().find(differs) else { return Ok(()) };
+        let then = self.0.get(name).unwrap_or(&Value::Null);
+        Err(match (name.as_str(), then, now) {
+            (DATA, ..) => "the training data are not those that the run was started with".into(),
+            (_, Value::Array(then), Value::Array(now)) => {
+                let only = |a: &[Value], b: &[Value]| a.iter().find(|x| !b.contains(x)).map(Value::to_string);
+                let then = only(then, now).unwrap_or_else(|| format!("{} of them", then.len()));
+                let now = only(now, &[]).map_or("none".into(), |_| format!("{} of them", now.len()));
+                format!("`{name}` of the adapter are {now}, the run was started with {then}")
+            }
+            _ => format!("`{name}` is {now}, the run was started with {then}"),
+        })
+    }
+}

@@ -1,0 +1,469 @@
+//! The training loop: steps, epochs, evaluation, saving, resuming. Knows no architecture and no terminal.
+
+use crate::{
+    AdamW, Batch, Best, Dataset, Differentiated, Error, EvalMetrics, Objective, Observer, Result, RunFiles, RunStart,
+    StepMetrics, Supervised, TrainingConfig, TrainingMetrics,
+    adamw::{self, clip_coefficient},
+    backward, checkpointed_backward,
+    evaluate::evaluate_with,
+    fingerprint::Fingerprint,
+    peak_memory_bytes,
+};
+use candle_core::{DType, Tensor};
+use mc_backend::{Purpose, Stream};
+use mc_checkpoint::TrainingState;
+use mc_lora::{CheckpointMetadata, LoRAAdapter, save_checkpoint};
+use mc_models::Model;
+use serde::{Deserialize, Serialize};
+use std::{ops::ControlFlow, path::Path, time::Instant};
+
+/// So many steps in a row without a finite loss and gradient end a run.
+const MAX_SKIPPED_IN_A_ROW: u32 = 3;
+
+/// Trains an adapter on a model.
+///
+/// A step whose loss or gradient is not finite changes nothing but the step's number, and observers hear of it. After
+/// three in a row the run ends with an error, and the adapter is as it was the last time that its loss was finite.
+///
+/// A run with an output directory can be resumed, and is then byte for byte the run that was never stopped: the order
+/// of examples and dropout follow from the seed and the step alone.
+pub struct Trainer {
+    model: Model,
+    adapter: LoRAAdapter,
+    config: TrainingConfig,
+    objective: Box<dyn Objective>,
+    observers: Vec<Box<dyn Observer>>,
+    optimizer: AdamW,
+    progress: Progress,
+    /// Parameters whose loss was finite, and where they were.
+    good: (adamw::State, Progress),
+    skipped_in_a_row: u32,
+    /// What the run that is resumed was started with.
+    resumed: Option<Fingerprint>,
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer")
+            .field("config", &self.config)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    /// Optimizer steps done, skipped ones included.
+    step: u64,
+    /// Batches computed.
+    micro_step: u64,
+    /// Whole epochs done.
+    epoch: u64,
+    /// Batches done in the epoch under way.
+    batch: u64,
+    skipped: u64,
+    /// The loss of the last step that was not skipped.
+    loss: Option<f64>,
+    best: Option<Best>,
+}
+
+/// What is in the state's file beside tensors and counters.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    fingerprint: Fingerprint,
+    progress: Progress,
+    optimizer_steps: u64,
+}
+
+impl Trainer {
+    /// A trainer that has done no step.
+    ///
+    /// # Errors
+    /// If a setting is out of range.
+    pub fn new(model: Model, adapter: LoRAAdapter, config: TrainingConfig) -> Result<Self> {
+        config.check()?;
+        let optimizer = AdamW::new(adapter.variables(), config.adamw.clone())?;
+        let good = (optimizer.state().clone(), Progress::default());
+        Ok(Self {
+            model,
+            adapter,
+            config,
+            objective: Box::new(Supervised),
+            observers: vec![],
+            optimizer,
+            progress: Progress::default(),
+            good,
+            skipped_in_a_row: 0,
+            resumed: None,
+        })
+    }
+
+    /// Adds somebody who hears how it goes.
+    pub fn with_observer(mut self, observer: Box<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Minimises something else than the negative log-likelihood of supervised tokens.
+    pub fn with_objective(self, objective: Box<dyn Objective>) -> Self {
+        Self { objective, ..self }
+    }
+
+    /// The adapter as it is now.
+    pub fn lora_adapter(&self) -> &LoRAAdapter {
+        &self.adapter
+    }
+
+    /// The model, which training does not change.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &TrainingConfig {
+        &self.config
+    }
+
+    /// Optimizer steps done.
+    pub fn steps(&self) -> u64 {
+        self.progress.step
+    }
+
+    /// The adapter, when training is over.
+    pub fn into_adapter(self) -> LoRAAdapter {
+        self.adapter
+    }
+
+    /// Goes on with the run that is saved in the output directory of the configuration. More steps, another learning
+    /// rate and the like are welcome; the adapter, the seed, the batches and the data must be those of the start, which
+    /// is checked when training begins.
+    ///
+    /// # Errors
+    /// If there is no output directory or no state in it, or the state is of another adapter.
+    pub fn resume(&mut self) -> Result<()> {
+        let Some(output) = &self.config.output_dir else {
+            return Err(Error::config("output_dir", "none", "the directory of the run to resume"));
+        };
+        let files = RunFiles::new(output);
+        let state = files.load_state(self.model.device())?;
+        let fail = |what: String| Error::Resume { path: files.state(), what };
+        let meta: Meta =
+            serde_json::from_value(state.meta).map_err(|e| fail(format!("not a state of this trainer: {e}")))?;
+        let now = Fingerprint::new(&self.adapter, &self.config, None);
+        meta.fingerprint.check(&now).map_err(fail)?;
+        self.optimizer.restore_named(&state.tensors, meta.optimizer_steps).map_err(|e| fail(e.to_string()))?;
+        self.progress = meta.progress;
+        self.good = (self.optimizer.state().clone(), self.progress.clone());
+        self.resumed = Some(meta.fingerprint);
+        Ok(())
+    }
+
+    /// Trains on `data` for as many steps as the configuration says.
+    ///
+    /// # Errors
+    /// If there is no data, no gradient reaches a parameter, three steps in a row are not finite, or a file cannot be
+    /// written.
+    pub fn train(&mut self, data: &Dataset) -> Result<TrainingMetrics> {
+        self.train_with_eval(data, None)
+    }
+
+    /// Trains on `data`, with evaluations on held-out data `valid`.
+    ///
+    /// # Errors
+    /// As [`Trainer::train`].
+    pub fn train_with_eval(&mut self, data: &Dataset, valid: Option<&Dataset>) -> Result<TrainingMetrics> {
+        if data.is_empty() {
+            return Err(Error::config("examples to train on", 0, "at least 1"));
+        }
+        let fingerprint = Fingerprint::new(&self.adapter, &self.config, Some(data));
+        let files = self.config.output_dir.clone().map(RunFiles::new);
+        if let (Some(resumed), Some(files)) = (self.resumed.take(), &files) {
+            resumed.check(&fingerprint).map_err(|what| Error::Resume { path: files.state(), what })?;
+        }
+        let mut run = Run {
+            data,
+            valid,
+            total: self.config.total_steps(data.len()),
+            batches: data.len().div_ceil(self.config.batch_size) as u64,
+            metrics: files.as_ref().map(|files| files.open(self.progress.step)).transpose()?,
+            files,
+            fingerprint,
+            eval: None,
+            tokens: 0,
+            training_seconds: 0.0,
+        };
+        let begin = Instant::now();
+        let start = RunStart {
+            step: self.progress.step,
+            total_steps: run.total,
+            examples: data.len(),
+            trainable_parameters: self.adapter.num_parameters(),
+        };
+        self.tell(&mut run, |o| o.on_start(&start));
+        let stopped = self.steps_of(&mut run)?;
+        let metrics = TrainingMetrics {
+            steps: self.progress.step,
+            skipped: self.progress.skipped,
+            stopped,
+            loss: self.progress.loss,
+            eval: run.eval,
+            best: self.progress.best,
+            tokens: run.tokens,
+            seconds: begin.elapsed().as_secs_f64(),
+            tokens_per_second: run.tokens as f64 / run.training_seconds.max(1e-9),
+            peak_memory_bytes: peak_memory_bytes(),
+        };
+        self.tell(&mut run, |o| o.on_end(&metrics));
+        Ok(metrics)
+    }
+
+    /// One optimizer step on the batches given, for training loops of your own. It knows no epochs and saves nothing.
+    ///
+    /// The loss is the mean over all batches together. Where it or the gradient's norm is not finite, the parameters are
+    /// as they were before.
+    ///
+    /// # Errors
+    /// If no gradient reaches a parameter, nothing is supervised, or it is the third step in a row that is not finite.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
+        let begin = Instant::now();
+        let before = self.progress.clone();
+        let lr = self.config.lr_scheduler.learning_rate(self.progress.step);
+        let (loss, gradient) = self.gradient(batches)?;
+        let (loss, grad_norm) = read(&loss, &gradient)?;
+        self.progress.step += 1;
+        if loss.is_finite() && grad_norm.is_finite() {
+            let gradient = match self.config.max_grad_norm.map(|max| clip_coefficient(grad_norm, max)) {
+                Some(coefficient) if coefficient < 1.0 => (gradient * coefficient)?,
+                _ => gradient,
+            };
+            // Not this step's result but what it starts from: that is known to have a finite loss.
+            self.good = (self.optimizer.state().clone(), before);
+            self.optimizer.set_learning_rate(lr);
+            self.optimizer.step_flat(&gradient)?;
+            self.progress.loss = Some(loss);
+            self.skipped_in_a_row = 0;
+        } else {
+            self.progress.skipped += 1;
+            self.skipped_in_a_row += 1;
+        }
+        let tokens = batches.iter().map(|b| b.tokens).sum();
+        let metrics = StepMetrics {
+            step: self.progress.step,
+            epoch: self.progress.epoch + 1,
+            loss,
+            lr,
+            tokens,
+            supervised_tokens: batches.iter().map(|b| b.targets.len()).sum(),
+            tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9),
+            grad_norm,
+            peak_memory_bytes: peak_memory_bytes(),
+        };
+        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW {
+            return Ok(metrics);
+        }
+        let (state, progress) = self.good.clone();
+        self.optimizer.restore(state)?;
+        let kept = progress.step;
+        self.progress = progress;
+        Err(Error::NonFinite {
+            step: metrics.step,
+            in_a_row: std::mem::take(&mut self.skipped_in_a_row),
+            kept,
+            saved: None,
+        })
+    }
+
+    /// Writes the adapter into a directory, in PEFT's format.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let metadata = CheckpointMetadata {
+            step: self.progress.step,
+            epoch: self.progress.epoch,
+            loss: self.progress.loss,
+            learning_rate: self.progress.step.checked_sub(1).map(|step| self.config.lr_scheduler.learning_rate(step)),
+        };
+        Ok(save_checkpoint(&self.adapter, dir, Some(metadata))?)
+    }
+
+    /// The loss and the flat gradient of batches together.
+    fn gradient(&mut self, batches: &[Batch]) -> Result<(Tensor, Tensor)> {
+        let count: usize = batches.iter().map(|b| self.objective.count(b)).sum();
+        let mut sum: Option<(Tensor, Tensor)> = None;
+        for batch in batches.iter().filter(|b| self.objective.count(b) > 0) {
+            let pass = self.adapter.training_pass(self.config.seed, self.progress.micro_step);
+            let what = Differentiated {
+                model: &*self.model,
+                adapter: &pass,
+                objective: &*self.objective,
+                scale: 1.0 / count as f64,
+            };
+            let (loss, grads) = if self.config.grad_checkpoint {
+                checkpointed_backward(&what, batch, self.adapter.variables())?
+            } else {
+                backward(&what, batch)?
+            };
+            let gradient = self.optimizer.parameters().gradient(&grads)?;
+            sum = Some(match sum {
+                None => (loss, gradient),
+                Some((l, g)) => ((l + loss)?, (g + gradient)?),
+            });
+            self.progress.micro_step += 1;
+        }
+        sum.ok_or_else(|| Error::config("supervised tokens of the step", 0, "at least 1"))
+    }
+
+    /// All steps from where the run is; whether an observer ended it early.
+    fn steps_of(&mut self, run: &mut Run) -> Result<bool> {
+        let mut order = Order::default();
+        while self.progress.step < run.total {
+            let begin = Instant::now();
+            let batches = self.next_batches(run.data, &mut order);
+            let metrics = match self.step(&batches) {
+                Err(Error::NonFinite { step, in_a_row, kept, .. }) if run.files.is_some() => {
+                    let saved = self.save_run(run)?;
+                    return Err(Error::NonFinite { step, in_a_row, kept, saved });
+                }
+                result => result?,
+            };
+            run.training_seconds += begin.elapsed().as_secs_f64();
+            run.tokens += metrics.tokens as u64;
+            self.progress.batch += batches.len() as u64;
+            let epoch_ends = self.progress.batch == run.batches;
+            if epoch_ends {
+                self.progress.epoch += 1;
+                self.progress.batch = 0;
+            }
+
+            let skipped = self.skipped_in_a_row > 0;
+            let mut stop = false;
+            self.tell(run, |o| {
+                let flow = if skipped { o.on_skip(&metrics) } else { o.on_step(&metrics) };
+                stop |= flow == ControlFlow::Break(());
+            });
+            let last = stop || metrics.step == run.total;
+            let due = |every: Option<u64>| every.is_some_and(|n| metrics.step.is_multiple_of(n));
+            if last && !stop || due(self.config.eval_every) || self.config.eval_every.is_none() && epoch_ends {
+                self.evaluate(run)?;
+            }
+            if last || due(self.config.save_every) {
+                self.save_run(run)?;
+            }
+            if stop {
+                return Ok(metrics.step < run.total);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The batches of the next step; the last step of an epoch may have fewer.
+    fn next_batches(&self, data: &Dataset, order: &mut Order) -> Vec<Batch> {
+        let TrainingConfig { batch_size, grad_accum, shuffle, seed, .. } = self.config;
+        let order = order.of(self.progress.epoch, data.len(), shuffle.then_some(seed));
+        let batches = order.chunks(batch_size).skip(self.progress.batch as usize).take(grad_accum);
+        batches.map(|rows| Batch::new(rows.iter().map(|i| &data.examples()[*i]))).collect()
+    }
+
+    fn evaluate(&mut self, run: &mut Run) -> Result<()> {
+        let Some(valid) = run.valid else { return Ok(()) };
+        // Frozen, DoRA's norms are computed once and not for every batch.
+        let adapter = self.adapter.freeze(&*self.model)?;
+        let metrics = evaluate_with(&*self.objective, &*self.model, Some(&adapter), valid, self.config.batch_size)?;
+        let step = self.progress.step;
+        let best = metrics.loss.is_finite() && self.progress.best.is_none_or(|best| metrics.loss < best.loss);
+        if best {
+            self.progress.best = Some(Best { step, loss: metrics.loss });
+            if let Some(files) = &run.files {
+                self.save(files.best())?;
+            }
+        }
+        run.eval = Some(metrics);
+        self.tell(run, |o| o.on_eval(step, &metrics, best));
+        Ok(())
+    }
+
+    /// Saves everything, the state last: until it is there, the run goes on from the one before.
+    fn save_run(&mut self, run: &mut Run) -> Result<Option<std::path::PathBuf>> {
+        let Some(files) = run.files.clone() else { return Ok(None) };
+        let step = self.progress.step;
+        if self.config.save_every.is_some() {
+            self.save(files.checkpoint(step))?;
+        }
+        self.save(files.output())?;
+        let meta = Meta {
+            fingerprint: run.fingerprint.clone(),
+            progress: self.progress.clone(),
+            optimizer_steps: self.optimizer.steps(),
+        };
+        let state = TrainingState {
+            step,
+            epoch: self.progress.epoch,
+            batch: self.progress.batch,
+            seed: self.config.seed,
+            meta: serde_json::to_value(meta).map_err(|e| Error::Io { path: files.state(), source: e.into() })?,
+            tensors: self.optimizer.named_state()?,
+        };
+        state.save(files.state())?;
+        self.tell(run, |o| o.on_save(step, files.output()));
+        Ok(Some(files.output().into()))
+    }
+
+    fn tell(&mut self, run: &mut Run, mut event: impl FnMut(&mut dyn Observer)) {
+        if let Some(metrics) = &mut run.metrics {
+            event(metrics);
+        }
+        self.observers.iter_mut().for_each(|o| event(&mut **o));
+    }
+}
+
+/// One call of [`Trainer::train`].
+struct Run<'a> {
+    data: &'a Dataset,
+    valid: Option<&'a Dataset>,
+    /// Steps of the whole run.
+    total: u64,
+    /// Batches of an epoch.
+    batches: u64,
+    files: Option<RunFiles>,
+    metrics: Option<crate::JsonLines<std::fs::File>>,
+    fingerprint: Fingerprint,
+    eval: Option<EvalMetrics>,
+    tokens: u64,
+    training_seconds: f64,
+}
+
+/// The order of examples in an epoch.
+#[derive(Default)]
+struct Order {
+    epoch: Option<u64>,
+    order: Vec<usize>,
+}
+
+impl Order {
+    /// The order of `n` examples in `epoch`; without a seed it is that of the data.
+    fn of(&mut self, epoch: u64, n: usize, seed: Option<u64>) -> &[usize] {
+        if self.epoch != Some(epoch) {
+            self.epoch = Some(epoch);
+            self.order = (0..n).collect();
+            if let Some(seed) = seed {
+                Stream::new(seed, Purpose::Shuffle, epoch).shuffle(&mut self.order);
+            }
+        }
+        &self.order
+    }
+}
+
+/// The loss and the norm of the gradient, with one wait for the device.
+fn read(loss: &Tensor, gradient: &Tensor) -> candle_core::Result<(f64, f64)> {
+    let loss = loss.to_dtype(DType::F32)?;
+    if gradient.device().is_cpu() {
+        // Candle's sum on the CPU adds in f32, one after the other.
+        let square = |g: &f32| f64::from(*g) * f64::from(*g);
+        let norm = gradient.to_vec1::<f32>()?.iter().map(square).sum::<f64>().sqrt();
+        return Ok((loss.to_scalar::<f32>()?.into(), norm));
+    }
+    let both = Tensor::stack(&[loss, gradient.sqr()?.sum_all()?], 0)?.to_vec1::<f32>()?;
+    Ok((both[0].into(), f64::from(both[1]).sqrt()))
+}
