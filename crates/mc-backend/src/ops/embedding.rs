@@ -7,8 +7,6 @@ use candle_core::{DType, Result, Tensor, bail};
 ///
 /// # Errors
 /// If an id is not below the number of rows, or `shape` does not have as many elements as there are ids.
-///
-/// (The gradient check of this op is that there is none: `gradcheck(` would have no argument to vary.)
 pub fn embedding(ids: &[u32], shape: &[usize], table: &Weight, dtype: DType) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|id| **id as usize >= table.rows()) {
         bail!("token id {id} is not below the vocabulary of {}", table.rows())

@@ -1,0 +1,245 @@
+//! Holds the fused CPU kernels (`f32`) against the composed paths in `f64`, forward and backward: odd sizes, batch 1,
+//! length 1, views with strides and offsets. The composed paths are what other devices run; their gradients are held
+//! against central differences beside each op.
+
+use candle_core::{DType, IndexOp, Result, Tensor, Var};
+use mc_backend::{
+    Purpose, Stream, Weight,
+    ops::{self, Attention, Dropout, Lora, Rope, composed},
+};
+use mc_testkit::{Tolerance, assert_close, random};
+
+type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// Runs both on the same inputs; values and all gradients of a random projection of the output must agree.
+fn check(name: &str, inputs: &[Tensor], fused: Op, composed: Op) -> Result<()> {
+    let run = |op: Op, dtype| -> Result<(Tensor, Vec<Tensor>)> {
+        let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?)).collect::<Result<_>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = op(&tensors)?;
+        let cotangent = random(99, y.shape().clone(), DType::F32).to_dtype(dtype)?;
+        let grads = (&y * cotangent)?.sum_all()?.backward()?;
+        let missing = || candle_core::Error::msg(format!("{name}: an input has no gradient"));
+        let grads = tensors.iter().map(|t| grads.get(t).cloned().ok_or_else(missing)).collect::<Result<_>>()?;
+        Ok((y.detach(), grads))
+    };
+    let (y, grads) = run(fused, DType::F32)?;
+    let (expected, expected_grads) = run(composed, DType::F64)?;
+    assert_eq!(y.dtype(), DType::F32, "{name}: the fused path was not taken");
+    // f32 sums over at most some hundred terms of size 1.
+    let tolerance = Tolerance { absolute: 1e-6, relative: 3e-6 };
+    assert_close(name, &y, &expected, tolerance);
+    for (i, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
+        assert_close(&format!("{name}: gradient {i}"), grad, expected, tolerance);
+    }
+    Ok(())
+}
+
+fn x(seed: u64, shape: &[usize]) -> Tensor {
+    random(seed, shape, DType::F32)
+}
+
+/// The weight in every dtype that it can have on the CPU, as both paths see the same numbers.
+fn weights(rows: usize, cols: usize) -> Result<Vec<Weight>> {
+    let w = x(7, &[rows, cols]);
+    [DType::F32, DType::BF16, DType::F16].into_iter().map(|d| Weight::from_tensor(&w.to_dtype(d)?)).collect()
+}
+
+/// Shapes before the last dimension: few rows, many rows, batch 1, length 1.
+const LEADING: [&[usize]; 5] = [&[1, 1], &[3, 1], &[1, 7], &[2, 5], &[3, 47]];
+
+#[test]
+fn linear() -> Result<()> {
+    for leading in LEADING {
+        for (inner, outer) in [(1, 3), (33, 17), (64, 131), (130, 257)] {
+            let shape = [leading, &[inner]].concat();
+            for w in weights(outer, inner)? {
+                let bias = x(3, &[outer]);
+                for bias in [None, Some(&bias)] {
+                    let name = format!("linear {shape:?} → {outer}, {:?}", w.dtype());
+                    check(&name, &[x(1, &shape)], &|t| ops::linear(&t[0], &w, bias), &|t| {
+                        composed::linear(&t[0], &w, bias)
+                    })?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_of_a_view() -> Result<()> {
+    let w = &weights(19, 21)?[1];
+    let view = |t: &Tensor| t.transpose(0, 1)?.narrow(2, 2, 21);
+    let inputs = [x(1, &[9, 4, 30])];
+    check("a view", &inputs, &|t| ops::linear(&view(&t[0])?, w, None), &|t| composed::linear(&view(&t[0])?, w, None))
+}
+
+#[test]
+fn lora() -> Result<()> {
+    for leading in LEADING {
+        for (inner, outer, rank) in [(5, 3, 1), (33, 17, 3), (64, 131, 8)] {
+            let shape = [leading, &[inner]].concat();
+            let inputs = [x(1, &shape), x(2, &[rank, inner]), x(3, &[outer, rank])];
+            for w in weights(outer, inner)? {
+                let bias = x(4, &[outer]);
+                for dropout in [None, Some(Dropout { probability: 0.3, stream: Stream::new(1, Purpose::Dropout, 5) })] {
+                    let lora = |t: &[Tensor]| (t[1].clone(), t[2].clone(), dropout.clone());
+                    let fused: Op = &|t| {
+                        let (a, b, dropout) = lora(t);
+                        ops::lora_linear(&t[0], &w, Some(&bias), &Lora { a: &a, b: &b, scale: 1.5, dropout })
+                    };
+                    let plain: Op = &|t| {
+                        let (a, b, dropout) = lora(t);
+                        composed::lora_linear(&t[0], &w, Some(&bias), &Lora { a: &a, b: &b, scale: 1.5, dropout })
+                    };
+                    check(&format!("lora {shape:?} → {outer}, {:?}", w.dtype()), &inputs, fused, plain)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn norms() -> Result<()> {
+    for leading in LEADING {
+        for d in [1, 15, 16, 64, 257] {
+            let shape = [leading, &[d]].concat();
+            let (w, b) = (x(5, &[d]), x(6, &[d]));
+            let inputs = [x(1, &shape)];
+            check(&format!("rms_norm {shape:?}"), &inputs, &|t| ops::rms_norm(&t[0], &w, 1e-5), &|t| {
+                composed::rms_norm(&t[0], &w, 1e-5)
+            })?;
+            // With a width of 1 the normalised value is 0 and its gradient is rounding error.
+            if d > 1 {
+                check(
+                    &format!("layer_norm {shape:?}"),
+                    &inputs,
+                    &|t| ops::layer_norm(&t[0], &w, Some(&b), 1e-3),
+                    &|t| composed::layer_norm(&t[0], &w, Some(&b), 1e-3),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn activations() -> Result<()> {
+    for shape in [&[1, 1, 1][..], &[2, 3, 17], &[1, 40, 433]] {
+        let inputs = [(x(1, shape) * 4.0)?, x(2, shape)];
+        check(&format!("swiglu {shape:?}"), &inputs, &|t| ops::swiglu(&t[0], &t[1]), &|t| {
+            composed::swiglu(&t[0], &t[1])
+        })?;
+        check(&format!("gelu {shape:?}"), &inputs[..1], &|t| ops::gelu(&t[0]), &|t| composed::gelu(&t[0]))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rope() -> Result<()> {
+    for (b, t, h, d) in [(1, 1, 1, 2), (2, 5, 3, 6), (3, 70, 2, 64)] {
+        let table = Rope::new(Rope::frequencies(d, 10_000.0), &candle_core::Device::Cpu);
+        let shared: std::sync::Arc<[u32]> = (11..11 + t as u32).collect();
+        let each: std::sync::Arc<[u32]> = (0..(b * t) as u32).map(|i| i * 7 % 90).collect();
+        for positions in [shared, each] {
+            check(
+                &format!("rope {b} {t} {h} {d}"),
+                &[x(1, &[b, t, h, d])],
+                &|v| ops::rope(&v[0], &table, &positions),
+                &|v| composed::rope(&v[0], &table, &positions),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn attention() -> Result<()> {
+    // (b, tq, tk, heads, kv_heads, d): one query, square, longer than a tile of 64 and of 128, with a past.
+    let sizes = [
+        (1, 1, 1, 1, 1, 2),
+        (2, 1, 9, 4, 2, 6),
+        (1, 7, 7, 3, 1, 5),
+        (2, 67, 67, 2, 2, 8),
+        (1, 33, 150, 6, 2, 4),
+        (1, 131, 200, 2, 1, 3),
+    ];
+    for (b, tq, tk, heads, kv, d) in sizes {
+        let inputs = [x(1, &[b, tq, heads, d]), x(2, &[b, tk, kv, d]), x(3, &[b, tk, kv, d])];
+        let padded: Vec<_> = (0..b).map(|r| (r * 2).min(tk - 1)..tk - r.min(tk / 3)).collect();
+        for (causal, window, valid) in [
+            (false, None, None),
+            (true, None, None),
+            (true, Some(1), None),
+            (true, Some(40), None),
+            (false, None, Some(padded.clone().into())),
+            (true, Some(70), Some(padded.into())),
+        ] {
+            let how = Attention { scale: None, causal, window, valid };
+            let name = format!("attention {:?}, {how:?}", (b, tq, tk, heads, kv, d));
+            check(&name, &inputs, &|t| ops::attention(&t[0], &t[1], &t[2], &how), &|t| {
+                composed::attention(&t[0], &t[1], &t[2], &how)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn attention_reads_views_into_a_cache() -> Result<()> {
+    let (q, cache) = (x(1, &[2, 3, 4, 6]), x(2, &[2, 20, 2, 6]));
+    let how = Attention { causal: true, ..Attention::default() };
+    let view = cache.narrow(1, 4, 9)?;
+    assert!(!view.is_contiguous());
+    let expected = ops::attention(&q, &view.copy()?, &view.copy()?, &how)?;
+    assert_close("a view", &ops::attention(&q, &view, &view, &how)?, &expected, Tolerance::absolute(0.0));
+    let one = q.i((.., 0..1))?;
+    let expected = ops::attention(&one, &view.copy()?, &view.copy()?, &how)?;
+    assert_close("one query", &ops::attention(&one, &view, &view, &how)?, &expected, Tolerance::absolute(0.0));
+    Ok(())
+}
+
+#[test]
+fn cross_entropy() -> Result<()> {
+    // The last has more logits than exist at one time, so that it runs in chunks.
+    for (n, d, v) in [(1, 3, 2), (9, 16, 37), (300, 5, 16_411)] {
+        let positions: Vec<u32> = (0..n as u32).filter(|p| p % 3 != 1).chain([0]).collect();
+        let targets: Vec<u32> = positions.iter().map(|p| (p * 7 + 1) % v as u32).collect();
+        for head in weights(v, d)? {
+            check(
+                &format!("cross-entropy {n} {d} {v}"),
+                &[x(1, &[n, d])],
+                &|t| ops::linear_cross_entropy(&t[0], &head, &positions, &targets),
+                &|t| composed::linear_cross_entropy(&t[0], &head, &positions, &targets),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_number_of_threads() -> Result<()> {
+    let run = |threads| -> Result<Vec<Vec<f32>>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+        pool.install(|| {
+            let w = &weights(300, 96)?[1];
+            let vars = [x(1, &[2, 90, 96]), x(2, &[8, 96]), x(3, &[300, 8])].map(|t| Var::from_tensor(&t));
+            let [input, a, b] = vars;
+            let (input, a, b) = (input?, a?, b?);
+            let lora = Lora { a: &a, b: &b, scale: 2.0, dropout: None };
+            let y = ops::lora_linear(&input, w, None, &lora)?.reshape((2, 90, 5, 60))?;
+            let out = ops::attention(&y, &y.narrow(2, 0, 1)?, &y.narrow(2, 1, 1)?, &Attention::default())?;
+            let norm = ops::rms_norm(&out.reshape((2, 90, 300))?, &x(4, &[300]), 1e-6)?;
+            let loss = ops::linear_cross_entropy(&norm, &weights(500, 300)?[1], &[0, 50, 170], &[4, 400, 9])?;
+            let grads = loss.backward()?;
+            let all = [Some(&loss), grads.get(&input), grads.get(&a), grads.get(&b)];
+            all.into_iter().flatten().map(|t| t.flatten_all()?.to_vec1::<f32>()).collect()
+        })
+    };
+    let one = run(1)?;
+    assert_eq!(one.len(), 4);
+    assert!(one == run(2)? && one == run(3)?);
+    Ok(())
+}
