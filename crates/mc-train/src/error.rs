@@ -33,7 +33,7 @@ pub enum Error {
         /// The file and the line in it, from 1.
         place: String,
         /// What they say.
-        source: mc_text::Error,
+        source: Box<mc_text::Error>,
     },
     /// A setting that is out of range or at odds with another.
     #[error("training configuration: `{field}` is {found}, expected {expected}")]
@@ -79,10 +79,16 @@ pub enum Error {
     Checkpoint(#[from] mc_checkpoint::Error),
     /// The adapter.
     #[error(transparent)]
-    LoRA(#[from] mc_lora::Error),
+    LoRA(Box<mc_lora::Error>),
     /// A computation.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<mc_lora::Error> for Error {
+    fn from(error: mc_lora::Error) -> Self {
+        Self::LoRA(Box::new(error))
+    }
 }
 
 impl Error {

@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
             return Err(fault(place, "`prompt` and `completion` are empty", "leave the record out"));
         }
         // Generation goes on from exactly these.
-        let before = self.encode(place, prompt, true)?;
+        let before = self.prompt(place, prompt)?;
         let joined = self.encode(place, &format!("{prompt}{completion}"), true)?;
         // A tokenizer may write the start of a text otherwise than the same letters inside one, so the completion is
         // tokenised where it stands; unless that would merge its start with the end of the prompt.
@@ -112,6 +112,18 @@ impl<'a> Reader<'a> {
         };
         let supervised = (0..ids.len()).map(|i| !self.mask_prompt || i >= before.len()).collect();
         Ok((ids, supervised))
+    }
+
+    /// The tokens of a prompt: as of a text, but without the EOS that some tokenizers put after every text.
+    fn prompt(&self, place: &str, prompt: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(place, prompt, true)?;
+        if self.eos.is_some() && ids.last() == self.eos.as_ref() {
+            let bare = self.encode(place, prompt, false)?;
+            if bare.last() != self.eos.as_ref() {
+                ids.pop();
+            }
+        }
+        Ok(ids)
     }
 
     fn messages(&self, place: &str, record: &Map<String, Value>) -> Result<Example> {
@@ -126,7 +138,7 @@ impl<'a> Reader<'a> {
             Some(other) => return Err(wrong(place, "tools", other, "a list of JSON schemas")),
         };
         let options = ChatOptions { tools, ..ChatOptions::default() };
-        let text = |source| Error::Record { place: place.into(), source };
+        let text = |e| Error::Record { place: place.into(), source: Box::new(e) };
         if !self.mask_prompt {
             let ids = self.encode(place, &template.apply(&messages, &options).map_err(text)?, false)?;
             let supervised = vec![true; ids.len()];
@@ -138,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     fn encode(&self, place: &str, text: &str, special: bool) -> Result<Vec<u32>> {
-        self.tokenizer.encode(text, special).map_err(|source| Error::Record { place: place.into(), source })
+        self.tokenizer.encode(text, special).map_err(|e| Error::Record { place: place.into(), source: Box::new(e) })
     }
 }
 

@@ -461,7 +461,9 @@ fn read(loss: &Tensor, gradient: &Tensor) -> candle_core::Result<(f64, f64)> {
     if gradient.device().is_cpu() {
         // Candle's sum on the CPU adds in f32, one after the other.
         let square = |g: &f32| f64::from(*g) * f64::from(*g);
-        let norm = gradient.to_vec1::<f32>()?.iter().map(square).sum::<f64>().sqrt();
+        let sum = gradient.to_vec1::<f32>()?.iter().map(square).sum::<f64>();
+        // As on other devices: squares that f32 cannot hold would stay in the optimizer's moments for ever.
+        let norm = if sum > f64::from(f32::MAX) { f64::INFINITY } else { sum.sqrt() };
         return Ok((loss.to_scalar::<f32>()?.into(), norm));
     }
     let both = Tensor::stack(&[loss, gradient.sqr()?.sum_all()?], 0)?.to_vec1::<f32>()?;
