@@ -223,6 +223,26 @@ fn a_second_fetch_asks_once_and_offline_never() {
 }
 
 #[test]
+fn a_ref_does_not_lead_out_of_the_snapshots() {
+    let (server, cache) = (serve(tiny()), tempfile::tempdir().unwrap());
+    let config = HubConfig { offline: true, ..config(&server, &cache) };
+    let repo = config.cache_dir.join("models--org--tiny");
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::create_dir_all(repo.join("snapshots").join(COMMIT)).unwrap();
+    for place in [cache.path().join("evil"), repo.clone()] {
+        fs::create_dir_all(&place).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::write(place.join(name), &tiny().files[name]).unwrap();
+        }
+    }
+    let absolute = cache.path().join("evil");
+    for target in ["../../../evil", absolute.to_str().unwrap(), "..", "", "."] {
+        fs::write(repo.join("refs/main"), target).unwrap();
+        assert!(get(&config).is_err(), "{target}");
+    }
+}
+
+#[test]
 fn a_moved_branch_gets_a_second_snapshot() {
     let (server, cache) = (serve(tiny()), tempfile::tempdir().unwrap());
     let config = config(&server, &cache);

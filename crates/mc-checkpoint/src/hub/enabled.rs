@@ -1,7 +1,8 @@
 //! [`fetch`] with the feature `hub`: which files, and where the cache keeps them.
 //!
 //! `models--owner--name/` holds `blobs/<etag>`, `snapshots/<commit>/<file>` (links to blobs) and `refs/<revision>`
-//! (the commit), as `huggingface_hub` lays them out, so either finds what the other fetched.
+//! (the commit), as `huggingface_hub` lays them out, so either finds what the other fetched. The crate hf-hub names
+//! and reads what its public interface covers; what is written is written here.
 
 use super::{
     HubConfig, Progress,
@@ -14,6 +15,7 @@ use crate::{
     safetensors::shards,
     write_atomic,
 };
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
@@ -44,23 +46,25 @@ pub(super) fn fetch(
     revision: &str,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PathBuf> {
-    let dir = config.cache_dir.join(format!("models--{}", repo.replace('/', "--")));
+    let model = Repo::with_revision(repo.into(), RepoType::Model, revision.into());
+    let dir = config.cache_dir.join(model.folder_name());
+    let cache = Cache::new(config.cache_dir.clone()).repo(model);
     if config.offline {
-        return complete(&dir, revision).ok_or_else(|| Error::Hub {
+        return complete(&cache, revision).ok_or_else(|| Error::Hub {
             what: format!("{repo}: no complete copy of revision `{revision}` in {}", config.cache_dir.display()),
             hint: Some("HF_HUB_OFFLINE is set; unset it to download".into()),
         });
     }
     let client = Client::new(config);
     let asked = ask(&client, repo, revision);
-    if let (Err(Failure::Unreachable(error)), Some(snapshot)) = (&asked, complete(&dir, revision)) {
+    if let (Err(Failure::Unreachable(error)), Some(snapshot)) = (&asked, complete(&cache, revision)) {
         tracing::warn!("{error}; using the copy in the cache");
         return Ok(snapshot);
     }
     let Revision { sha: commit, siblings } = asked?;
     let files: Vec<String> = siblings.into_iter().map(|f| f.rfilename).filter(|f| stays_inside(f)).collect();
-    let mut download = Download { client, config, repo, dir: &dir, commit: &commit, progress };
-    let snapshot = dir.join("snapshots").join(&commit);
+    let snapshot = cache.pointer_path(&commit);
+    let mut download = Download { client, config, repo, dir: &dir, commit: &commit, snapshot: &snapshot, progress };
     for file in files.iter().filter(|f| is_small(f)) {
         download.file(file)?;
     }
@@ -82,6 +86,7 @@ pub(super) fn fetch(
         return Err(Error::Hub { what: format!("{repo}: no model.safetensors"), hint: Some(hint) });
     }
     if commit != revision {
+        // Not by `CacheRepo::create_ref`, which leaves an empty file if it is interrupted.
         let path = dir.join("refs").join(revision);
         make_dir_of(&path)?;
         write_atomic(path, |file| file.write_all(commit.as_bytes()))?;
@@ -124,11 +129,15 @@ fn is_small(file: &str) -> bool {
     }
 }
 
-/// The snapshot of a revision, if its weights are all there.
-fn complete(dir: &Path, revision: &str) -> Option<PathBuf> {
-    let commit = fs::read_to_string(dir.join("refs").join(revision)).ok();
-    let commit = commit.as_deref().map_or(revision, str::trim);
-    let snapshot = dir.join("snapshots").join(Some(commit).filter(|c| is_plain_name(c))?);
+/// The snapshot of a revision, a branch or a commit, if its weights are all there.
+fn complete(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
+    let found = ["config.json", ADAPTER_CONFIG].into_iter().find_map(|file| cache.get(file));
+    let commit = match &found {
+        Some(file) => file.parent()?.file_name()?.to_str()?,
+        None => revision,
+    };
+    // What stands in a ref is a name here, never a path: other programs write refs as well.
+    let snapshot = cache.pointer_path(Some(commit).filter(|c| is_plain_name(c))?);
     let has = |name: &str| snapshot.join(name).is_file();
     let all = if has("config.json") {
         has(WEIGHTS) || {
@@ -148,13 +157,14 @@ struct Download<'a> {
     /// The repository's directory in the cache.
     dir: &'a Path,
     commit: &'a str,
+    snapshot: &'a Path,
     progress: &'a mut dyn FnMut(Progress<'_>),
 }
 
 impl Download<'_> {
     /// Makes sure that a file of the commit is in the snapshot.
     fn file(&mut self, name: &str) -> Result<()> {
-        let link = self.dir.join("snapshots").join(self.commit).join(name);
+        let link = self.snapshot.join(name);
         if link.is_file() {
             return Ok(());
         }
