@@ -1,2 +1,59 @@
-//! The `metal-candle` command line.
-fn main() {}
+//! The `metal-candle` command line: the only place that prints, draws bars and parses arguments.
+//!
+//! Data goes to stdout, everything else to stderr. Exit 0; 2 for a wrong call or input; 1 for a failure.
+
+mod embedded;
+mod eval;
+mod failure;
+mod finetune;
+mod generate;
+mod global;
+mod inspect;
+mod plot;
+mod report;
+mod source;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[cfg(not(target_vendor = "apple"))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Fine-tune and run language models on your own machine.
+#[derive(Parser)]
+#[command(name = "metal-candle", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Start here:\n  metal-candle finetune              \
+    fine-tunes the model inside this binary, no download\n  \
+    metal-candle generate --prompt 'List all files, hidden ones too =>'\n\nErrors are one line and a hint. Exit status: 0, \
+    2 for a wrong call or input, 1 for a failure.")]
+struct Cli {
+    #[command(flatten)]
+    global: global::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Finetune(Box<finetune::Args>),
+    Generate(generate::Args),
+    Eval(eval::Args),
+    Inspect(inspect::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let global = cli.global;
+    global.start();
+    let result = match cli.command {
+        Command::Finetune(args) => finetune::run(&global, *args),
+        Command::Generate(args) => generate::run(&global, args),
+        Command::Eval(args) => eval::run(&global, args),
+        Command::Inspect(args) => inspect::run(&global, args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,1 +1,49 @@
-//! Thin facade over the crates of this workspace. No logic here.
+//! LoRA training and text generation for transformers in pure Rust on [Candle](candle_core): Apple Silicon first, every
+//! CPU, CUDA behind a feature.
+//!
+//! This crate has no logic of its own. It shows the crates of the workspace as modules, so that a program needs one
+//! dependency; pick the crates themselves if you need only some.
+//!
+//! ```no_run
+//! use metal_candle::prelude::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::new_with_fallback(0); // Metal, then CUDA, then CPU
+//! let model = ModelLoader::new().with_device(device).load("Qwen/Qwen2.5-Coder-0.5B-Instruct")?;
+//! let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { rank: 8, alpha: 16.0, ..Default::default() })?;
+//! println!("{} trainable parameters", adapter.num_parameters());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS on the CPU.
+//! - `hub`: models by their id on the Hugging Face hub.
+
+pub use candle_core;
+
+/// Devices, frozen weights, differentiable ops.
+pub use mc_backend as backend;
+/// Files: safetensors, adapters, training state, model directories, hub.
+pub use mc_checkpoint as checkpoint;
+/// Text generation.
+pub use mc_infer as inference;
+/// LoRA and DoRA adapters.
+pub use mc_lora as lora;
+/// Architectures.
+pub use mc_models as models;
+/// Tokenizers and chat templates.
+pub use mc_text as text;
+/// LoRA training.
+pub use mc_train as training;
+
+/// The names that most programs need.
+pub mod prelude {
+    pub use candle_core::{DType, Device, Tensor};
+    pub use mc_backend::{DeviceExt, TensorExt};
+    pub use mc_infer::{Generator, GeneratorConfig};
+    pub use mc_lora::{LoRAAdapter, LoRAAdapterConfig, TargetModule, load_checkpoint, save_checkpoint};
+    pub use mc_models::{CausalLM, Model, ModelLoader};
+    pub use mc_text::Tokenizer;
+    pub use mc_train::{Dataset, DatasetOptions, LRScheduler, Trainer, TrainingConfig};
+}

@@ -1,0 +1,336 @@
+//! `metal-candle finetune`: from records to an adapter, and what changed.
+
+mod samples;
+mod settings;
+mod watch;
+
+use crate::{embedded, failure::wrong, global::Global, plot, report, source::Source};
+use anyhow::Result;
+use metal_candle::{
+    checkpoint::write_atomic,
+    lora::LoRAAdapter,
+    models::{Adapter, Model},
+    training::{DataFiles, Dataset, DatasetOptions, RunFiles, Trainer, TrainingConfig, TrainingMetrics, evaluate},
+};
+use samples::{Asker, Request};
+use serde_json::{Value, json};
+use settings::Settings;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Train a LoRA adapter on your records
+#[derive(clap::Args)]
+#[command(
+    after_help = "Without --model and --data it trains the model inside this binary on the requests inside it: a minute, no \
+    download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
+    {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
+    The output directory is an adapter that HF PEFT reads, too; its run/ holds metrics, a picture of the loss, and the\n\
+    state that --resume goes on from. Ctrl-C ends a run after its step, with the state saved.\n\n\
+    Example:\n  metal-candle finetune --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data data/ --output adapters/mine --mask-prompt"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Read options from a TOML file; those on the command line go before it
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// Go on with the run in --output
+    #[arg(long, requires = "output")]
+    resume: bool,
+    /// Say what would be trained, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
+    let mut settings = args.settings;
+    if let Some(path) = &args.config {
+        settings = settings.or(Settings::from_file(path)?);
+    }
+    let shows_itself = settings.data.is_none();
+    if shows_itself {
+        if settings.model.is_some() {
+            return Err(wrong(
+                "no --data to train on",
+                "pass a directory with train.jsonl, or one file of records, with --data",
+            ));
+        }
+        // Epochs of the preset must not stand beside steps that were asked for.
+        let mut preset = Settings::embedded();
+        preset.epochs = preset.epochs.filter(|_| settings.steps.is_none());
+        settings = settings.or(preset);
+    }
+    let source = Source::open(global, settings.model.as_deref())?;
+    let output = output_dir(&settings, &source, args.resume)?;
+    let data = Data::load(global, &settings, &source)?;
+    let model = source.load(global)?;
+    let adapter = match &settings.init_adapter {
+        Some(dir) => crate::source::adapter(&*model, dir)?,
+        None => LoRAAdapter::new(&*model, settings.adapter()?)?,
+    }
+    .with_base_model(source.name());
+    let config = settings.training(data.train.len(), &output);
+    describe(global, &source, &model, &adapter, &config, &data)?;
+    let mut trainer = Trainer::new(model.clone(), adapter, config)?;
+    if args.resume {
+        trainer.resume()?;
+        global.say(format!("going on after step {}", trainer.steps()));
+    }
+    if args.dry_run {
+        global.say("a dry run: nothing is trained or written");
+        return Ok(());
+    }
+    let before = Asker::new(&source, &model, None, data.longest_answer)?;
+    let first = data.requests.first();
+    let sample_before = first.map(|r| before.ask(r)).transpose()?;
+    let exact_before = if shows_itself { Some(before.exact(&data.requests)?) } else { None };
+    let loss_before = data.valid.as_ref().map(|valid| evaluate(&*model, None, valid, 8)).transpose()?;
+    if let Some(metrics) = &loss_before {
+        global.say(format!("before: held-out loss {:.4}, perplexity {:.2}", metrics.loss, metrics.perplexity));
+    }
+
+    for observer in watch::observers(global) {
+        trainer = trainer.with_observer(observer);
+    }
+    let metrics = trainer.train_with_eval(&data.train, data.valid.as_ref())?;
+
+    // From the disk, so that what is shown is what was saved.
+    let saved: Arc<dyn Adapter> = Arc::new(crate::source::adapter(&*model, &output)?.freeze(&*model)?);
+    let after = Asker::new(&source, &model, Some(saved), data.longest_answer)?;
+    let outcome = Outcome {
+        output: &output,
+        exact: exact_before.map(|n| after.exact(&data.requests).map(|m| (n, m, data.requests.len()))).transpose()?,
+        loss_before: loss_before.map(|m| m.loss),
+        sample: match (first, sample_before) {
+            (Some(request), Some(before)) => Some((request, before, after.ask(request)?)),
+            _ => None,
+        },
+        metrics,
+    };
+    draw(&output)?;
+    outcome.tell(global, &settings)
+}
+
+/// Records to train on and to hold out, and requests to ask before and after.
+struct Data {
+    train: Dataset,
+    valid: Option<Dataset>,
+    requests: Vec<Request>,
+    longest_answer: usize,
+}
+
+impl Data {
+    fn load(global: &Global, settings: &Settings, source: &Source) -> Result<Self> {
+        let options = DatasetOptions {
+            max_seq_len: settings.max_seq_len.unwrap_or(1024),
+            mask_prompt: settings.mask_prompt.unwrap_or(false),
+            chat_template: source.chat_template.clone(),
+            eos_token_id: source.dir.generation_config()?.eos_token_ids.first().copied(),
+        };
+        let tokenizer = &source.tokenizer;
+        let (train, valid, asked) = match &settings.data {
+            None => (
+                Dataset::read("embedded train.jsonl", embedded::TRAIN.as_bytes(), tokenizer, &options)?,
+                Some(Dataset::read("embedded valid.jsonl", embedded::VALID.as_bytes(), tokenizer, &options)?),
+                embedded::VALID.to_string(),
+            ),
+            Some(path) => {
+                let files = DataFiles::find(path)?;
+                let train = Dataset::load(&files.train, tokenizer, &options)?;
+                let valid = files.valid.as_ref().map(|f| Dataset::load(f, tokenizer, &options)).transpose()?;
+                (train, valid, first_line(files.valid.as_ref().unwrap_or(&files.train))?)
+            }
+        };
+        report::dataset(global, "train", train.report());
+        if let Some(valid) = &valid {
+            report::dataset(global, "held out", valid.report());
+        }
+        let requests = asked.lines().filter_map(Request::of_record).collect();
+        Ok(Self { train, valid, requests, longest_answer: 64 })
+    }
+}
+
+/// The first record of a file that was read as data already.
+fn first_line(path: &Path) -> Result<String> {
+    use std::io::BufRead;
+    let lines = std::io::BufReader::new(std::fs::File::open(path)?).lines();
+    Ok(lines.map_while(Result::ok).find(|line| !line.trim().is_empty()).unwrap_or_default())
+}
+
+/// The directory asked for, or a new one. One that holds an adapter already is not overwritten.
+fn output_dir(settings: &Settings, source: &Source, resume: bool) -> Result<PathBuf> {
+    let taken = |dir: &Path| dir.join("adapter_config.json").exists() || RunFiles::new(dir).can_resume();
+    if let Some(dir) = &settings.output {
+        if dir.exists() && !dir.is_dir() {
+            return Err(wrong(format!("{} is not a directory", dir.display()), "name a new directory with --output"));
+        }
+        if !resume && taken(dir) {
+            let hint = "name another directory, or go on with its run by --resume";
+            return Err(wrong(format!("{} holds an adapter already", dir.display()), hint));
+        }
+        return Ok(dir.clone());
+    }
+    let name = match source.name() {
+        embedded::NAME => "shell".to_string(),
+        name => Path::new(name).file_name().map_or("adapter".into(), |n| n.to_string_lossy().to_lowercase()),
+    };
+    let numbered = |n: u32| Path::new("adapters").join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+    Ok((1..).map(numbered).find(|dir| !taken(dir)).unwrap_or_else(|| numbered(1)))
+}
+
+/// What will be trained, before it is.
+fn describe(
+    global: &Global,
+    source: &Source,
+    model: &Model,
+    adapter: &LoRAAdapter,
+    config: &TrainingConfig,
+    data: &Data,
+) -> Result<()> {
+    use metal_candle::prelude::DeviceExt;
+    let steps = config.total_steps(data.train.len());
+    let (adapted, sites) = (adapter.layers().count(), model.sites().len());
+    let settings = adapter.config();
+    global.say(format!(
+        "{} ({}) on {}: {} trainable parameters, rank {}, in {adapted} of {sites} projections",
+        source.name(),
+        model.config().model_type,
+        model.device().info().description,
+        report::count(adapter.num_parameters() as u64),
+        settings.rank,
+    ));
+    global.say(format!(
+        "{} steps of {} × {} records, learning rate up to {:e}, into {}",
+        report::count(steps),
+        config.grad_accum,
+        config.batch_size,
+        config.lr_scheduler.peak(),
+        config.output_dir.as_deref().unwrap_or(Path::new("")).display()
+    ));
+    if global.json {
+        report::json(&json!({
+            "event": "plan", "model": source.name(), "steps": steps, "trainable_parameters": adapter.num_parameters(),
+            "adapted_projections": adapted, "rank": settings.rank, "alpha": settings.alpha,
+            "batch_size": config.batch_size, "grad_accum": config.grad_accum, "lr": config.lr_scheduler.peak(),
+            "train": data.train.report(), "valid": data.valid.as_ref().map(Dataset::report), "output": config.output_dir,
+        }))?;
+    }
+    Ok(())
+}
+
+/// A picture of the loss from the run's metrics, those of its earlier parts included.
+fn draw(output: &Path) -> Result<()> {
+    let (mut train, mut valid) = (vec![], vec![]);
+    for event in events(output) {
+        let number = |key: &str| event.get(key).and_then(Value::as_f64);
+        if let (Some(step), Some(loss)) = (number("step"), number("loss")) {
+            match event.get("event").and_then(Value::as_str) {
+                Some("step") => train.push((step as u64, loss)),
+                Some("eval") => valid.push((step as u64, loss)),
+                _ => {}
+            }
+        }
+    }
+    let picture = plot::svg(&train, &valid);
+    write_atomic(output.join("run").join("loss.svg"), |file| file.write_all(picture.as_bytes()))?;
+    Ok(())
+}
+
+fn events(output: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(RunFiles::new(output).metrics()).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What came of a run.
+struct Outcome<'a> {
+    output: &'a Path,
+    metrics: TrainingMetrics,
+    /// Requests answered exactly before and after, and how many there are.
+    exact: Option<(usize, usize, usize)>,
+    loss_before: Option<f64>,
+    sample: Option<(&'a Request, String, String)>,
+}
+
+impl Outcome<'_> {
+    fn tell(&self, global: &Global, settings: &Settings) -> Result<()> {
+        if global.json {
+            if let Some((before, after, of)) = self.exact {
+                report::json(&json!({"event": "exact", "before": before, "after": after, "of": of}))?;
+            }
+            if let Some((request, before, after)) = &self.sample {
+                report::json(&json!({"event": "sample", "prompt": request.text(), "before": before, "after": after}))?;
+            }
+        }
+        let m = &self.metrics;
+        let losses: Vec<f64> =
+            events(self.output).iter().filter(|e| e["event"] == "step").filter_map(|e| e["loss"].as_f64()).collect();
+        if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
+            global.say(format!("loss {first:.3} {} {last:.3}", plot::sparkline(&losses, 40)));
+        }
+        let memory = m.peak_memory_bytes.map(|b| format!(", peak memory {}", report::bytes(b))).unwrap_or_default();
+        global.say(format!(
+            "{} steps in {:.1} s, {} tokens/s{memory}{}",
+            m.steps,
+            m.seconds,
+            report::count(m.tokens_per_second as u64),
+            if m.stopped { "; stopped early, go on with --resume" } else { "" }
+        ));
+        if m.skipped > 0 {
+            global.say(format!("{} steps were skipped: their loss or gradient was not finite", m.skipped));
+        }
+        if let (Some(before), Some(eval)) = (self.loss_before, &m.eval) {
+            global.say(format!("held-out loss {before:.4} before, {:.4} after", eval.loss));
+        }
+        if let Some((before, after, of)) = self.exact {
+            global.say(format!("held-out requests answered exactly: {before} of {of} before, {after} of {of} after"));
+        }
+        if let Some((request, before, after)) = &self.sample {
+            global.say(format!("  request  {}", shown(request.text())));
+            global.say(format!("  before   {}", shown(before)));
+            global.say(format!("  after    {}", shown(after)));
+        }
+        let display = self.output.display();
+        global.say(format!("adapter: {display}  (loss over steps: {display}/run/loss.svg)"));
+        if let Some((request, ..)) = &self.sample {
+            let program = if std::env::var_os("CARGO").is_some() { "cargo run --release --" } else { "metal-candle" };
+            let model = settings.model.as_ref().map(|m| format!(" --model {}", quoted(m))).unwrap_or_default();
+            let chat = if request.is_chat() { " --chat" } else { "" };
+            let (dir, prompt) = (quoted(&display.to_string()), quoted(request.text()));
+            global.say(format!("next: {program} generate{model} --adapter {dir}{chat} --prompt {prompt}"));
+        }
+        Ok(())
+    }
+}
+
+/// A text on one line, cut where it is long.
+fn shown(text: &str) -> String {
+    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() > 90 { line.chars().take(89).chain(['…']).collect() } else { line }
+}
+
+/// A word of a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(quoted("adapters/shell-2"), "adapters/shell-2");
+        assert_eq!(quoted("it's all"), r"'it'\''s all'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn a_shown_text_is_one_short_line() {
+        assert_eq!(shown(" a\nb\t"), "a b");
+        assert_eq!(shown(&"x".repeat(200)).chars().count(), 90);
+    }
+}

@@ -1,0 +1,210 @@
+//! The options of `finetune`: the command line goes before the file of `--config`, and that before the defaults.
+
+use crate::failure::wrong;
+use anyhow::{Context, Result};
+use metal_candle::{
+    lora::{LoRAAdapterConfig, TargetModule},
+    training::{AdamWConfig, LRScheduler, TrainingConfig},
+};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// What a run is made of. Every field is an option of the command line and a key of the TOML file.
+#[derive(clap::Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Directory or hub id of the model [default: the embedded one]
+    #[arg(long, value_name = "ID|DIR")]
+    pub(crate) model: Option<String>,
+    /// Directory with train.jsonl (and valid.jsonl), or one file of records [default: embedded shell requests]
+    #[arg(long, value_name = "DIR|FILE.jsonl")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where the adapter goes [default: a new directory under adapters/]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Width of the trained matrices [default: 8; embedded: 16]
+    #[arg(long, value_name = "R", help_heading = "Adapter")]
+    pub(crate) rank: Option<usize>,
+    /// Scale of the adapter: alpha / rank multiplies it [default: 16; embedded: 32]
+    #[arg(long, value_name = "A", help_heading = "Adapter")]
+    pub(crate) alpha: Option<f64>,
+    /// Share of inputs dropped in training [default: 0]
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
+    pub(crate) dropout: Option<f64>,
+    /// all-linear, names such as q_proj,v_proj, or a regular expression over paths [default: all-linear]
+    #[arg(long, value_name = "TARGETS", help_heading = "Adapter")]
+    pub(crate) target: Option<String>,
+    /// Scale by alpha / √rank
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Adapter")]
+    pub(crate) rslora: Option<bool>,
+    /// Train a magnitude per output, too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Adapter")]
+    pub(crate) dora: Option<bool>,
+    /// Start from this adapter instead of a fresh one; it brings its own rank, alpha and targets
+    #[arg(long, value_name = "DIR", help_heading = "Adapter", conflicts_with_all = ["rank", "alpha", "target", "rslora", "dora", "dropout"])]
+    pub(crate) init_adapter: Option<PathBuf>,
+
+    /// Times each record is trained on [default: 3; embedded: 10]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) epochs: Option<u64>,
+    /// Optimizer steps, instead of epochs
+    #[arg(long, value_name = "N", help_heading = "Training", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Records at a time [default: 4; embedded: 8]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) batch_size: Option<usize>,
+    /// Batches per optimizer step [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) grad_accum: Option<usize>,
+    /// Highest learning rate [default: 1e-4; embedded: 3e-3]
+    #[arg(long, value_name = "LR", help_heading = "Training", allow_negative_numbers = true)]
+    pub(crate) lr: Option<f64>,
+    /// How the learning rate goes on after the warmup: constant, linear or cosine to 0 [default: cosine]
+    #[arg(long, value_name = "NAME", help_heading = "Training", value_parser = ["constant", "linear", "cosine"])]
+    pub(crate) schedule: Option<String>,
+    /// Steps in which the learning rate rises from 0 [default: a thirtieth of all; embedded: 40]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) warmup: Option<u64>,
+    /// Gradients are scaled down to this norm; 0: never [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) max_grad_norm: Option<f64>,
+    /// AdamW's decay of parameters per step and learning rate [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) weight_decay: Option<f64>,
+    /// Longer records are cut, and counted [default: 1024]
+    #[arg(long, value_name = "TOKENS", help_heading = "Training")]
+    pub(crate) max_seq_len: Option<usize>,
+    /// Learn only completions and answers, not prompts [default: false; embedded: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    pub(crate) mask_prompt: Option<bool>,
+    /// Less memory for a third more time: blocks are computed again in the backward pass
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    pub(crate) grad_checkpoint: Option<bool>,
+    /// Keep the order of the records
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    pub(crate) no_shuffle: Option<bool>,
+    /// All randomness follows from it [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) seed: Option<u64>,
+    /// Steps between evaluations on valid.jsonl [default: once per epoch]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) eval_every: Option<u64>,
+    /// Steps between checkpoints [default: only at the end]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) save_every: Option<u64>,
+}
+
+/// Takes each field from the first that has it.
+macro_rules! first_of {
+    ($first:ident, $second:ident: $($field:ident)*) => { Settings { $($field: $first.$field.or($second.$field)),* } };
+}
+
+impl Settings {
+    pub(crate) fn or(self, other: Self) -> Self {
+        first_of!(self, other:
+            model data output rank alpha dropout target rslora dora init_adapter epochs steps batch_size grad_accum lr
+            schedule warmup max_grad_norm weight_decay max_seq_len mask_prompt grad_checkpoint no_shuffle seed
+            eval_every save_every)
+    }
+
+    /// Reads a TOML file; keys are the long options, with `-` or `_`.
+    pub(crate) fn from_file(path: &Path) -> Result<Self> {
+        const HINT: &str = "keys are the long options of finetune, such as `batch-size = 8`";
+        let name = path.display();
+        let text = std::fs::read_to_string(path)
+            .with_context(|| name.to_string())
+            .map_err(|e| wrong(format!("{e:#}"), "check the path of --config"))?;
+        let invalid = |e: toml::de::Error| wrong(format!("{name}: {}", e.message()), HINT);
+        let table: toml::Table = toml::from_str(&text).map_err(invalid)?;
+        let table: toml::Table = table.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
+        let settings: Self = table.try_into().map_err(invalid)?;
+        if settings.epochs.is_some() && settings.steps.is_some() {
+            return Err(wrong(format!("{name}: `epochs` and `steps` exclude each other"), "keep one of them"));
+        }
+        Ok(settings)
+    }
+
+    /// What suits the embedded model and its few hundred short records, found by trying (see `assets/README.md`).
+    pub(crate) fn embedded() -> Self {
+        Self {
+            rank: Some(16),
+            alpha: Some(32.0),
+            lr: Some(3e-3),
+            epochs: Some(10),
+            batch_size: Some(8),
+            warmup: Some(40),
+            mask_prompt: Some(true),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn adapter(&self) -> Result<LoRAAdapterConfig> {
+        let defaults = LoRAAdapterConfig::default();
+        Ok(LoRAAdapterConfig {
+            rank: self.rank.unwrap_or(defaults.rank),
+            alpha: self.alpha.unwrap_or(defaults.alpha),
+            dropout: self.dropout.unwrap_or(defaults.dropout),
+            target_modules: targets(self.target.as_deref().unwrap_or("all-linear"))?,
+            use_rslora: self.rslora.unwrap_or(false),
+            use_dora: self.dora.unwrap_or(false),
+            seed: self.seed.unwrap_or(0),
+            ..defaults
+        })
+    }
+
+    /// The settings of a run over `examples` records.
+    pub(crate) fn training(&self, examples: usize, output: &Path) -> TrainingConfig {
+        let mut config = TrainingConfig {
+            num_epochs: self.epochs.unwrap_or(3),
+            max_steps: self.steps,
+            batch_size: self.batch_size.unwrap_or(4),
+            grad_accum: self.grad_accum.unwrap_or(1),
+            adamw: AdamWConfig { weight_decay: self.weight_decay.unwrap_or(0.0), ..AdamWConfig::default() },
+            max_grad_norm: Some(self.max_grad_norm.unwrap_or(1.0)).filter(|norm| *norm != 0.0),
+            seed: self.seed.unwrap_or(0),
+            shuffle: !self.no_shuffle.unwrap_or(false),
+            eval_every: self.eval_every,
+            save_every: self.save_every,
+            grad_checkpoint: self.grad_checkpoint.unwrap_or(false),
+            output_dir: Some(output.to_path_buf()),
+            ..TrainingConfig::default()
+        };
+        let (lr, total) = (self.lr.unwrap_or(1e-4), config.total_steps(examples));
+        let warmup = self.warmup.unwrap_or(total / 30);
+        config.lr_scheduler = match self.schedule.as_deref() {
+            Some("constant") => LRScheduler::warmup_constant(warmup, lr),
+            Some("linear") => LRScheduler::warmup_linear(warmup, total, lr, 0.0),
+            _ => LRScheduler::warmup_cosine(warmup, total, lr, 0.0),
+        };
+        config
+    }
+}
+
+/// `q_proj,v_proj` are names; what has other characters is one regular expression, commas and all.
+fn targets(text: &str) -> Result<Vec<TargetModule>> {
+    let named = text.chars().all(|c| c.is_alphanumeric() || "_-.,".contains(c));
+    let parts: Vec<_> = if named { text.split(',').collect() } else { vec![text] };
+    Ok(parts.into_iter().map(str::parse).collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_that_before_the_defaults() {
+        let line = Settings { rank: Some(2), ..Settings::default() };
+        let file: Settings = toml::from_str("rank = 3\nalpha = 4.0").unwrap();
+        let merged = line.or(file).or(Settings::embedded());
+        assert_eq!((merged.rank, merged.alpha, merged.mask_prompt), (Some(2), Some(4.0), Some(true)));
+    }
+
+    #[test]
+    fn targets_are_names_or_one_expression() {
+        assert_eq!(targets("q_proj,v_proj").unwrap(), [TargetModule::QProj, TargetModule::VProj]);
+        assert_eq!(targets("all-linear").unwrap(), [TargetModule::AllLinear]);
+        assert_eq!(targets(r".*\.(q|v)_proj{1,2}").unwrap(), [TargetModule::Regex(r".*\.(q|v)_proj{1,2}".into())]);
+        assert!(targets("q_proj,,v_proj").is_err());
+    }
+}

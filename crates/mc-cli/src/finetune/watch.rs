@@ -1,0 +1,122 @@
+//! How a run looks while it runs: a bar for a person, lines in a pipe, JSON lines for a script. Ctrl-C ends it after
+//! the step it is in, with its state saved.
+
+use crate::{global::Global, report};
+use indicatif::{ProgressBar, ProgressStyle};
+use metal_candle::training::{EvalMetrics, JsonLines, Observer, RunStart, StepMetrics};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The observers that suit the options.
+pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
+    let interrupt = || {
+        // The second time the person does not want to wait.
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(interrupt) {
+        tracing::warn!("Ctrl-C will end the run at once: {error}");
+    }
+    let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Interrupt)];
+    if global.json {
+        observers.push(Box::new(JsonLines::new(std::io::stdout())));
+    }
+    if global.bars() {
+        observers.push(Box::new(Bar(ProgressBar::hidden())));
+    } else if !global.quiet {
+        observers.push(Box::new(Lines { every: 1, total: 0, said: Instant::now() }));
+    }
+    observers
+}
+
+struct Interrupt;
+
+impl Observer for Interrupt {
+    fn on_step(&mut self, _: &StepMetrics) -> ControlFlow<()> {
+        if INTERRUPTED.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+    fn on_skip(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
+        self.on_step(metrics)
+    }
+}
+
+fn evaluated(step: u64, metrics: &EvalMetrics, best: bool) -> String {
+    let best = if best { ", the best so far" } else { "" };
+    format!("step {step}: held-out loss {:.4}, perplexity {:.2}{best}", metrics.loss, metrics.perplexity)
+}
+
+fn skipped(metrics: &StepMetrics) -> String {
+    format!(
+        "step {}: skipped, loss {} and gradient norm {} are not both finite",
+        metrics.step, metrics.loss, metrics.grad_norm
+    )
+}
+
+struct Bar(ProgressBar);
+
+impl Observer for Bar {
+    fn on_start(&mut self, start: &RunStart) {
+        let style = "{bar:30} step {pos}/{len}  {msg}  {eta} left";
+        self.0 = ProgressBar::new(start.total_steps).with_position(start.step);
+        self.0.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.0.reset_eta();
+        self.0.enable_steady_tick(Duration::from_millis(200));
+    }
+    fn on_step(&mut self, m: &StepMetrics) -> ControlFlow<()> {
+        self.0.set_message(format!("loss {:.3}  {} tokens/s", m.loss, report::count(m.tokens_per_second as u64)));
+        self.0.set_position(m.step);
+        ControlFlow::Continue(())
+    }
+    fn on_skip(&mut self, m: &StepMetrics) -> ControlFlow<()> {
+        self.0.println(skipped(m));
+        ControlFlow::Continue(())
+    }
+    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) {
+        self.0.println(evaluated(step, metrics, best));
+    }
+    fn on_end(&mut self, _: &metal_candle::training::TrainingMetrics) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// One line per twentieth of the run, or every ten seconds.
+struct Lines {
+    every: u64,
+    total: u64,
+    said: Instant,
+}
+
+impl Observer for Lines {
+    fn on_start(&mut self, start: &RunStart) {
+        (self.total, self.every) = (start.total_steps, (start.total_steps / 20).max(1));
+    }
+    fn on_step(&mut self, m: &StepMetrics) -> ControlFlow<()> {
+        if m.step == 1
+            || m.step == self.total
+            || m.step.is_multiple_of(self.every)
+            || self.said.elapsed().as_secs() >= 10
+        {
+            self.said = Instant::now();
+            let speed = report::count(m.tokens_per_second as u64);
+            report::to_stderr(&format!("step {}/{}: loss {:.4}, {speed} tokens/s", m.step, self.total, m.loss));
+        }
+        ControlFlow::Continue(())
+    }
+    fn on_skip(&mut self, m: &StepMetrics) -> ControlFlow<()> {
+        report::to_stderr(&skipped(m));
+        ControlFlow::Continue(())
+    }
+    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) {
+        report::to_stderr(&evaluated(step, metrics, best));
+    }
+    fn on_save(&mut self, step: u64, path: &Path) {
+        tracing::info!("step {step}: saved {}", path.display());
+    }
+}

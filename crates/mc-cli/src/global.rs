@@ -1,0 +1,84 @@
+//! Options that every command has, and what they set up.
+
+use crate::failure::wrong;
+use anyhow::Result;
+use clap::Args;
+use metal_candle::prelude::*;
+use std::io::IsTerminal;
+
+/// Options of every command.
+#[derive(Args, Clone)]
+pub(crate) struct Global {
+    /// Where to compute: auto, cpu, metal[:i], cuda[:i]
+    #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
+    pub(crate) device: String,
+    /// Dtype of the model's matrices: auto keeps the file's
+    #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "f32", "f16", "bf16"], help_heading = "Global options")]
+    pub(crate) dtype: String,
+    /// Threads on the CPU [default: all cores]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Global options")]
+    pub(crate) threads: Option<u16>,
+    /// JSON lines on stdout, for scripts
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) json: bool,
+    /// Nothing on stderr but errors
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(crate) quiet: bool,
+    /// What happens inside, on stderr; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// Sets up threads and diagnostics, once per process.
+    pub(crate) fn start(&self) {
+        if let Some(threads) = self.threads {
+            // Fails only if a pool exists already, and this is the first thing the process does.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+        }
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (_, 0) => "warn",
+            (_, 1) => "info",
+            _ => "debug",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_env("METAL_CANDLE_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    }
+
+    pub(crate) fn device(&self) -> Result<Device> {
+        Device::parse(&self.device)
+            .map_err(|e| wrong(e.to_string(), "build with the feature metal or cuda, or use --device cpu"))
+    }
+
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        match self.dtype.as_str() {
+            "f32" => Some(DType::F32),
+            "f16" => Some(DType::F16),
+            "bf16" => Some(DType::BF16),
+            _ => None,
+        }
+    }
+
+    /// A loader with the device and dtype asked for.
+    pub(crate) fn loader(&self) -> Result<ModelLoader> {
+        let loader = ModelLoader::new().with_device(self.device()?);
+        Ok(match self.dtype() {
+            Some(dtype) => loader.with_dtype(dtype),
+            None => loader,
+        })
+    }
+
+    /// Whether a person watches: then bars are drawn.
+    pub(crate) fn bars(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+
+    /// A line for the person, not for a script.
+    pub(crate) fn say(&self, line: impl AsRef<str>) {
+        if !self.quiet {
+            crate::report::to_stderr(line.as_ref());
+        }
+    }
+}
