@@ -8,6 +8,9 @@
 //! Knows nothing of architectures, files or text. Functions return candle's own [`candle_core::Result`], so that
 //! they mix with candle code.
 
+// `#[inline(always)]` is how the kernels come to be compiled for each instruction set: see `kernels::simd`.
+#![allow(clippy::inline_always)]
+
 pub mod device;
 mod graft;
 mod kernels;

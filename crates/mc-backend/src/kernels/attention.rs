@@ -174,8 +174,8 @@ fn probabilities(
 ///
 /// With P the probabilities: `dV = Pᵀ·g`, `dP = g·Vᵀ`, `dS = P∘(dP − rowsum(P∘dP))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`
 /// (Dao et al., "FlashAttention", 2022, appendix B.2).
-pub(crate) fn backward(s: &Shape, q: View, k: View, v: View, g: View, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) {
-    let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+pub(crate) fn backward(s: &Shape, [q, k, v, g]: [View; 4], grads: [&mut [f32]; 3]) {
+    let [dq, dk, dv] = grads.map(Shared::new);
     let per_group = s.heads / s.kv_heads;
     (0..s.batch * s.kv_heads).into_par_iter().for_each(|unit| {
         let (b, group) = (unit / s.kv_heads, unit % s.kv_heads);

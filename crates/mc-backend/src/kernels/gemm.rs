@@ -135,7 +135,7 @@ fn forward<T: Element>(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let m = if k == 0 { 0 } else { x.len() / k };
+    let m = x.len().checked_div(k).unwrap_or(0);
     assert!(x.len() == m * k && w.len() == n * k && y.len() == m * n, "matrix product out of bounds");
     if m == 0 {
         return;
@@ -153,7 +153,7 @@ fn forward<T: Element>(
         let range = from * k..(from + rows) * k;
         // Each unit owns columns from..from + rows of y.
         let run = |panel: &[f32]| {
-            product((m, rows, k), 1.0, Matrix::new(x, k), Matrix::new(panel, k).transposed(), beta, shared.at(from), n)
+            product((m, rows, k), 1.0, Matrix::new(x, k), Matrix::new(panel, k).transposed(), beta, shared.at(from), n);
         };
         match as_f32 {
             Some(w) => run(&w[range]),
@@ -208,7 +208,7 @@ pub(crate) fn times(g: &[f32], w: Elements, (n, k): (usize, usize), dx: &mut [f3
 fn backward<T: Element>(g: &[f32], w: &[T], (n, k): (usize, usize), dx: &mut [f32]) {
     // Rows of W in one panel, so that scratch stays bounded under a head of 150,000 rows.
     const DEPTH: usize = 2048;
-    let m = if n == 0 { 0 } else { g.len() / n };
+    let m = g.len().checked_div(n).unwrap_or(0);
     assert!(g.len() == m * n && w.len() == n * k && dx.len() == m * k, "matrix product out of bounds");
     let shared = Shared::new(dx);
     (0..k.div_ceil(PANEL)).into_par_iter().for_each(|u| {

@@ -222,11 +222,15 @@ pub(crate) fn cross_entropy(logits: &mut [f32], targets: &[u32], want_gradient: 
                     *loss = sum_of(row, |x| exp(x - top)).ln() + top - at_target;
                     return;
                 }
-                row.iter_mut().for_each(|x| *x = exp(*x - top));
+                for x in row.iter_mut() {
+                    *x = exp(*x - top);
+                }
                 let sum = sum_of(row, |x| x);
                 *loss = sum.ln() + top - at_target;
                 let inverse = 1.0 / sum;
-                row.iter_mut().for_each(|x| *x *= inverse);
+                for x in row.iter_mut() {
+                    *x *= inverse;
+                }
                 row[*target as usize] -= 1.0;
             },
         );

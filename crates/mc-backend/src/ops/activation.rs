@@ -24,7 +24,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     graft([&gate, &up], Value::cpu(y, gate.shape()), move |g| {
         let (mut d_gate, mut d_up) = (vec![0f32; g.elem_count()], vec![0f32; g.elem_count()]);
         let (gate, up) = (kernels::slice(&saved.0)?, kernels::slice(&saved.1)?);
-        rows::swiglu_backward(&gate, &up, &*kernels::slice(g)?, &mut d_gate, &mut d_up);
+        rows::swiglu_backward(&gate, &up, &kernels::slice(g)?, &mut d_gate, &mut d_up);
         let tensor = |data| Tensor::from_vec(data, g.shape(), g.device());
         Ok([Some(tensor(d_gate)?), Some(tensor(d_up)?)])
     })
@@ -46,7 +46,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     let saved = x.detach();
     graft([&x], Value::cpu(y, x.shape()), move |g| {
         let mut dx = vec![0f32; g.elem_count()];
-        rows::gelu_backward(&kernels::slice(&saved)?, &*kernels::slice(g)?, &mut dx);
+        rows::gelu_backward(&kernels::slice(&saved)?, &kernels::slice(g)?, &mut dx);
         Ok([Some(Tensor::from_vec(dx, g.shape(), g.device())?)])
     })
 }

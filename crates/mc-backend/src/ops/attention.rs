@@ -41,8 +41,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     graft([&q, &k, &v], Value::cpu(out, q.shape()), move |g| {
         let [q, k, v] = &saved;
         let mut grads = [q, k, v].map(|t| vec![0f32; t.elem_count()]);
-        let [dq, dk, dv] = &mut grads;
-        with_views([q, k, v, g], |[q, k, v, g]| kernel::backward(&shape, q, k, v, g, dq, dk, dv))?;
+        with_views([q, k, v, g], |views| kernel::backward(&shape, views, grads.each_mut().map(Vec::as_mut_slice)))?;
         let [dq, dk, dv] = grads;
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
         Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])

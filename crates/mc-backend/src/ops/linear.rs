@@ -16,7 +16,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
     if !kernels::serve(x) || weight.elements().is_none() {
         return composed(x, weight, bias);
     }
-    let value = Value::cpu(forward(x, weight, bias)?, output_shape(x, weight)?);
+    let value = Value::cpu(forward(x, weight, bias)?, output_shape(x, weight));
     let w = weight.clone();
     graft([x], value, move |g| Ok([Some(backward(g, &w)?)]))
 }
@@ -25,7 +25,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
 pub fn composed(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
     check(x, weight)?;
     let w = weight.to_tensor(x.dtype())?;
-    let y = flat(x)?.matmul(&w.t()?)?.reshape(output_shape(x, weight)?)?;
+    let y = flat(x)?.matmul(&w.t()?)?.reshape(output_shape(x, weight))?;
     let y = match bias {
         Some(bias) => y.broadcast_add(&bias.detach().to_dtype(x.dtype())?)?,
         None => y,
@@ -51,12 +51,12 @@ pub(super) fn flat(x: &Tensor) -> Result<Tensor> {
     x.detach().contiguous()?.reshape(((), d))
 }
 
-pub(super) fn output_shape(x: &Tensor, weight: &Weight) -> Result<Vec<usize>> {
+pub(super) fn output_shape(x: &Tensor, weight: &Weight) -> Vec<usize> {
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = weight.rows();
     }
-    Ok(shape)
+    shape
 }
 
 /// The kernel's forward pass: `(n, out)` in a fresh buffer.
@@ -78,7 +78,7 @@ pub(super) fn backward(g: &Tensor, weight: &Weight) -> Result<Tensor> {
     let mut dx = vec![0f32; n * weight.cols()];
     let g = g.contiguous()?;
     let Some(elements) = weight.elements() else { bail!("the weight is not on the CPU") };
-    gemm::times(&*kernels::slice(&g)?, elements, (weight.rows(), weight.cols()), &mut dx);
+    gemm::times(&kernels::slice(&g)?, elements, (weight.rows(), weight.cols()), &mut dx);
     Tensor::from_vec(dx, shape, g.device())
 }
 

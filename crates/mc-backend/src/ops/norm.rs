@@ -22,7 +22,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     graft([&x], Value::cpu(y, x.shape()), move |g| {
         let mut dx = vec![0f32; g.elem_count()];
         let (x, weight) = (kernels::slice(&saved)?, kernels::slice(&weight)?);
-        rows::rms_norm_backward(&x, &weight, eps as f32, &*kernels::slice(g)?, &mut dx);
+        rows::rms_norm_backward(&x, &weight, eps as f32, &kernels::slice(g)?, &mut dx);
         Ok([Some(Tensor::from_vec(dx, g.shape(), g.device())?)])
     })
 }
@@ -56,7 +56,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
     graft([&x], Value::cpu(y, x.shape()), move |g| {
         let mut dx = vec![0f32; g.elem_count()];
         let (x, weight) = (kernels::slice(&saved)?, kernels::slice(&weight)?);
-        rows::layer_norm_backward(&x, &weight, eps as f32, &*kernels::slice(g)?, &mut dx);
+        rows::layer_norm_backward(&x, &weight, eps as f32, &kernels::slice(g)?, &mut dx);
         Ok([Some(Tensor::from_vec(dx, g.shape(), g.device())?)])
     })
 }

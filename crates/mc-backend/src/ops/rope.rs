@@ -79,7 +79,7 @@ fn rotated(x: &Tensor, table: &Table, positions: &[u32], sign: f32) -> Result<Ve
     let mut y = vec![0f32; x.elem_count()];
     let (cos, sin) = (kernels::slice(&table.cos)?, kernels::slice(&table.sin)?);
     let position = |row: usize| positions[row % positions.len()] as usize;
-    rows::rope(&*kernels::slice(x)?, (heads, d / 2), (&cos, &sin), position, sign, &mut y);
+    rows::rope(&kernels::slice(x)?, (heads, d / 2), (&cos, &sin), position, sign, &mut y);
     Ok(y)
 }
 
