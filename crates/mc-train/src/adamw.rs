@@ -2,7 +2,8 @@
 //! Knows variables and gradients, no model.
 
 use crate::{Error, Result, parameters::Parameters};
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{Device, Tensor, Var, backprop::GradStore};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -100,7 +101,7 @@ impl AdamW {
     /// If a variable has no gradient.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
         let gradient = self.parameters.gradient(grads)?;
-        self.step_flat(&gradient)
+        self.step_flat(&gradient, 1.0)
     }
 
     /// The backward pass of `loss`, and a step.
@@ -130,19 +131,16 @@ impl AdamW {
         &self.parameters
     }
 
-    /// In the order of operations that torch has, so that results are the same to the last bits.
-    pub(crate) fn step_flat(&mut self, gradient: &Tensor) -> Result<()> {
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
-        let State { values, m, v, t } = &self.state;
-        let t = t + 1;
-        let correction1 = 1.0 - beta1.powf(t as f64);
-        let correction2 = 1.0 - beta2.powf(t as f64);
-        let m = (m + ((gradient - m)? * (1.0 - beta1))?)?;
-        let v = ((v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-        let denominator = v.sqrt()?.affine(1.0 / correction2.sqrt(), eps)?;
-        let values = if weight_decay == 0.0 { values.clone() } else { (values * (1.0 - lr * weight_decay))? };
-        let values = (values - ((&m / denominator)? * (lr / correction1))?)?;
-        self.restore(State { values, m, v, t })
+    /// A step with a flat gradient that is first multiplied with `scale`.
+    pub(crate) fn step_flat(&mut self, gradient: &Tensor, scale: f64) -> Result<()> {
+        let t = self.state.t + 1;
+        let update = Update::new(&self.config, t, scale);
+        let next = if gradient.device().is_cpu() {
+            update.fused(&self.state, gradient)
+        } else {
+            update.composed(&self.state, gradient)
+        };
+        self.restore(next?)
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -169,8 +167,120 @@ impl AdamW {
     }
 }
 
+/// The numbers of one step. Both ways to compute it have the order of operations that torch has, so that results are
+/// the same to the last bits.
+struct Update {
+    t: u64,
+    scale: f64,
+    /// `1 − lr·weight_decay`
+    kept: f64,
+    /// `1 − β₁`
+    new1: f64,
+    beta2: f64,
+    /// `1 / √(1 − β₂ᵗ)`
+    correction2: f64,
+    eps: f64,
+    /// `lr / (1 − β₁ᵗ)`
+    step_size: f64,
+}
+
+impl Update {
+    fn new(config: &AdamWConfig, t: u64, scale: f64) -> Self {
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = *config;
+        let correction = |beta: f64| 1.0 - beta.powf(t as f64);
+        let (correction2, step_size) = (1.0 / correction(beta2).sqrt(), lr / correction(beta1));
+        Self { t, scale, kept: 1.0 - lr * weight_decay, new1: 1.0 - beta1, beta2, correction2, eps, step_size }
+    }
+
+    /// Any device.
+    fn composed(&self, State { values, m, v, .. }: &State, gradient: &Tensor) -> Result<State> {
+        let gradient = (gradient * self.scale)?;
+        let m = (m + ((&gradient - m)? * self.new1)?)?;
+        let v = ((v * self.beta2)? + (gradient.sqr()? * (1.0 - self.beta2))?)?;
+        let denominator = v.sqrt()?.affine(self.correction2, self.eps)?;
+        let values = ((values * self.kept)? - ((&m / denominator)? * self.step_size)?)?;
+        Ok(State { values, m, v, t: self.t })
+    }
+
+    /// The CPU, in one pass over memory.
+    fn fused(&self, State { values, m, v, .. }: &State, gradient: &Tensor) -> Result<State> {
+        let [scale, kept, new1] = [self.scale, self.kept, self.new1].map(|x| x as f32);
+        let [beta2, new2, correction2] = [self.beta2, 1.0 - self.beta2, self.correction2].map(|x| x as f32);
+        let [eps, step_size] = [self.eps, self.step_size].map(|x| x as f32);
+        let gradient = gradient.to_vec1::<f32>()?;
+        let (mut values, mut m, mut v) = (values.to_vec1::<f32>()?, m.to_vec1::<f32>()?, v.to_vec1::<f32>()?);
+        let chunks = (values.par_chunks_mut(CHUNK), m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK));
+        let (chunks, gradients) = (chunks.into_par_iter(), gradient.par_chunks(CHUNK));
+        chunks.zip(gradients).for_each(|((values, m, v), gradients)| {
+            for (((value, m), v), g) in values.iter_mut().zip(m).zip(v).zip(gradients) {
+                let g = g * scale;
+                *m += (g - *m) * new1;
+                *v = *v * beta2 + g * g * new2;
+                *value = *value * kept - *m / (v.sqrt() * correction2 + eps) * step_size;
+            }
+        });
+        let tensor = |x: Vec<f32>| Tensor::from_vec(x, gradient.len(), &Device::Cpu);
+        Ok(State { values: tensor(values)?, m: tensor(m)?, v: tensor(v)?, t: self.t })
+    }
+}
+
+/// Elements that one thread updates at a time.
+const CHUNK: usize = 16_384;
+
 /// What gradients of norm `norm` are multiplied with so that they have at most `max_norm`, as
 /// `torch.nn.utils.clip_grad_norm_` does it.
 pub(crate) fn clip_coefficient(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use mc_testkit::{Tolerance, assert_close, random};
+
+    #[test]
+    fn both_ways_are_one() -> Result<()> {
+        let n = 2 * CHUNK + 77;
+        let x = |seed| random(seed, n, DType::F32);
+        let mut state = State { values: x(1), m: (x(2) * 0.1)?, v: x(3).sqr()?, t: 3 };
+        let config = AdamWConfig { weight_decay: 0.1, lr: 0.01, ..Default::default() };
+        for t in 4..9 {
+            let update = Update::new(&config, t, 0.7);
+            let gradient = x(t);
+            let composed = update.composed(&state, &gradient)?;
+            let fused = update.fused(&state, &gradient)?;
+            for (name, a, b) in [
+                ("values", &fused.values, &composed.values),
+                ("m", &fused.m, &composed.m),
+                ("v", &fused.v, &composed.v),
+            ] {
+                assert_close(name, a, b, Tolerance::relative(1e-7));
+            }
+            assert_eq!((fused.t, composed.t), (t, t));
+            state = fused;
+        }
+        Ok(())
+    }
+
+    /// The first steps of torch.optim.AdamW by hand: with one gradient the corrected moments are `g` and `g²`, so that
+    /// a step is `lr·g/(|g| + eps)` after the decay.
+    #[test]
+    fn the_first_step_has_the_size_of_the_rate() -> Result<()> {
+        let x = Var::new(&[2f32, -3., 0.5], &Device::Cpu)?;
+        let config = AdamWConfig { lr: 0.1, weight_decay: 0.5, ..Default::default() };
+        let mut optimizer = AdamW::new(&[("x".into(), x.clone())], config)?;
+        optimizer.backward_step(&(x.as_tensor() * Tensor::new(&[4f32, -1e-3, 0.], &Device::Cpu)?)?.sum_all()?)?;
+        let expected =
+            Tensor::new(&[2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1 * 1e-3 / (1e-3 + 1e-8), 0.5 * 0.95], &Device::Cpu)?;
+        assert_close("x", &x, &expected, Tolerance::relative(1e-6));
+        assert_eq!(optimizer.steps(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn clipping_is_torchs() {
+        assert!((clip_coefficient(4.0, 1.0) - 1.0 / 4.000_001).abs() < 1e-15);
+        assert!((clip_coefficient(0.5, 1.0) - 1.0).abs() < f64::EPSILON);
+    }
 }

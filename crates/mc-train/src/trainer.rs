@@ -233,14 +233,11 @@ impl Trainer {
         let (loss, grad_norm) = read(&loss, &gradient)?;
         self.progress.step += 1;
         if loss.is_finite() && grad_norm.is_finite() {
-            let gradient = match self.config.max_grad_norm.map(|max| clip_coefficient(grad_norm, max)) {
-                Some(coefficient) if coefficient < 1.0 => (gradient * coefficient)?,
-                _ => gradient,
-            };
+            let scale = self.config.max_grad_norm.map_or(1.0, |max| clip_coefficient(grad_norm, max));
             // Not this step's result but what it starts from: that is known to have a finite loss.
             self.good = (self.optimizer.state().clone(), before);
             self.optimizer.set_learning_rate(lr);
-            self.optimizer.step_flat(&gradient)?;
+            self.optimizer.step_flat(&gradient, scale)?;
             self.progress.loss = Some(loss);
             self.skipped_in_a_row = 0;
         } else {
