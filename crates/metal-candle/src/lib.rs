@@ -17,7 +17,7 @@
 //! ```
 //!
 //! # Features
-//! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS on the CPU.
+//! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS for matrix products that Candle computes.
 //! - `hub`: models by their id on the Hugging Face hub.
 
 pub use candle_core;

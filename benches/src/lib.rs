@@ -1,1 +1,0 @@
-//! Benches by subject; see the files beside this one.

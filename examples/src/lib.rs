@@ -1,1 +1,0 @@
-//! Programs that use metal-candle; see the files beside this one.
