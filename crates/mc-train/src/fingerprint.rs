@@ -46,10 +46,9 @@ impl Fingerprint {
         Err(match (name.as_str(), then, now) {
             (DATA, ..) => "the training data are not those that the run was started with".into(),
             (_, Value::Array(then), Value::Array(now)) => {
-                let only = |a: &[Value], b: &[Value]| a.iter().find(|x| !b.contains(x)).map(Value::to_string);
-                let then = only(then, now).unwrap_or_else(|| format!("{} of them", then.len()));
-                let now = only(now, &[]).map_or("none".into(), |_| format!("{} of them", now.len()));
-                format!("`{name}` of the adapter are {now}, the run was started with {then}")
+                let at = (0..then.len()).find(|i| then.get(*i) != now.get(*i)).unwrap_or(then.len());
+                let shown = |list: &[Value]| list.get(at).map_or("nothing".into(), Value::to_string);
+                format!("`{name}` has {} where the run was started with {}", shown(now), shown(then))
             }
             _ => format!("`{name}` is {now}, the run was started with {then}"),
         })

@@ -159,7 +159,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Trains on `data` for as many steps as the configuration says.
+    /// Trains on `data` for as many steps as the configuration says. Unless it is resumed, it removes what an earlier
+    /// run left in `run/` of the output directory ([`RunFiles::can_resume`] says whether there is something).
     ///
     /// # Errors
     /// If there is no data, no gradient reaches a parameter, three steps in a row are not finite, or a file cannot be
@@ -226,6 +227,12 @@ impl Trainer {
     /// # Errors
     /// If no gradient reaches a parameter, nothing is supervised, or it is the third step in a row that is not finite.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
+        let metrics = self.attempt(batches)?;
+        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW { Ok(metrics) } else { Err(self.give_up(metrics.step)?) }
+    }
+
+    /// A step, or a skipped one.
+    fn attempt(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
         let begin = Instant::now();
         let before = self.progress.clone();
         let lr = self.config.lr_scheduler.learning_rate(self.progress.step);
@@ -245,7 +252,7 @@ impl Trainer {
             self.skipped_in_a_row += 1;
         }
         let tokens = batches.iter().map(|b| b.tokens).sum();
-        let metrics = StepMetrics {
+        Ok(StepMetrics {
             step: self.progress.step,
             epoch: self.progress.epoch + 1,
             loss,
@@ -255,20 +262,16 @@ impl Trainer {
             tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9),
             grad_norm,
             peak_memory_bytes: peak_memory_bytes(),
-        };
-        if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW {
-            return Ok(metrics);
-        }
+        })
+    }
+
+    /// Goes back to the last good state; returns what to tell of it.
+    fn give_up(&mut self, step: u64) -> Result<Error> {
         let (state, progress) = self.good.clone();
         self.optimizer.restore(state)?;
-        let kept = progress.step;
         self.progress = progress;
-        Err(Error::NonFinite {
-            step: metrics.step,
-            in_a_row: std::mem::take(&mut self.skipped_in_a_row),
-            kept,
-            saved: None,
-        })
+        let in_a_row = std::mem::take(&mut self.skipped_in_a_row);
+        Ok(Error::NonFinite { step, in_a_row, kept: self.progress.step, saved: None })
     }
 
     /// Writes the adapter into a directory, in PEFT's format.
@@ -318,28 +321,28 @@ impl Trainer {
         while self.progress.step < run.total {
             let begin = Instant::now();
             let batches = self.next_batches(run.data, &mut order);
-            let metrics = match self.step(&batches) {
-                Err(Error::NonFinite { step, in_a_row, kept, .. }) if run.files.is_some() => {
-                    let saved = self.save_run(run)?;
-                    return Err(Error::NonFinite { step, in_a_row, kept, saved });
-                }
-                result => result?,
-            };
+            let metrics = self.attempt(&batches)?;
             run.training_seconds += begin.elapsed().as_secs_f64();
             run.tokens += metrics.tokens as u64;
+            let skipped = self.skipped_in_a_row;
+            let mut stop = false;
+            self.tell(run, |o| {
+                let flow = if skipped > 0 { o.on_skip(&metrics) } else { o.on_step(&metrics) };
+                stop |= flow == ControlFlow::Break(());
+            });
+            if skipped == MAX_SKIPPED_IN_A_ROW {
+                let mut error = self.give_up(metrics.step)?;
+                if let Error::NonFinite { saved, .. } = &mut error {
+                    *saved = self.save_run(run)?;
+                }
+                return Err(error);
+            }
             self.progress.batch += batches.len() as u64;
             let epoch_ends = self.progress.batch == run.batches;
             if epoch_ends {
                 self.progress.epoch += 1;
                 self.progress.batch = 0;
             }
-
-            let skipped = self.skipped_in_a_row > 0;
-            let mut stop = false;
-            self.tell(run, |o| {
-                let flow = if skipped { o.on_skip(&metrics) } else { o.on_step(&metrics) };
-                stop |= flow == ControlFlow::Break(());
-            });
             let last = stop || metrics.step == run.total;
             let due = |every: Option<u64>| every.is_some_and(|n| metrics.step.is_multiple_of(n));
             if last && !stop || due(self.config.eval_every) || self.config.eval_every.is_none() && epoch_ends {

@@ -28,16 +28,18 @@ fn broken(config: TrainingConfig, when: impl Fn(u64) -> bool + Send + Sync + 'st
     trainer(TrainingConfig { grad_accum: 1, ..config }).with_objective(Box::new(Broken(AtomicU64::new(0), when)))
 }
 
+/// The steps that were skipped.
+struct Skips(Arc<Mutex<Vec<u64>>>);
+impl Observer for Skips {
+    fn on_skip(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
+        assert!(metrics.loss.is_nan());
+        self.0.lock().unwrap().push(metrics.step);
+        ControlFlow::Continue(())
+    }
+}
+
 #[test]
 fn a_step_that_is_not_finite_changes_nothing() {
-    struct Skips(Arc<Mutex<Vec<u64>>>);
-    impl Observer for Skips {
-        fn on_skip(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
-            assert!(metrics.loss.is_nan());
-            self.0.lock().unwrap().push(metrics.step);
-            ControlFlow::Continue(())
-        }
-    }
     let skips = Arc::default();
     let mut trainer =
         broken(config(8), |i| [1, 2, 4, 5].contains(&i)).with_observer(Box::new(Skips(Arc::clone(&skips))));
@@ -61,8 +63,10 @@ fn three_in_a_row_end_the_run_with_the_last_good_state() {
     let dir = tempfile::tempdir().unwrap();
     let train = random_data(1, 7);
     let config = TrainingConfig { output_dir: Some(dir.path().into()), ..config(8) };
-    let mut trainer = broken(config.clone(), |i| i >= 4);
+    let skips = Arc::default();
+    let mut trainer = broken(config.clone(), |i| i >= 4).with_observer(Box::new(Skips(Arc::clone(&skips))));
     let error = trainer.train(&train).unwrap_err();
+    assert_eq!(*skips.lock().unwrap(), [5, 6, 7]);
     assert!(
         error.to_string().starts_with("step 7: the loss or its gradient was not finite for 3 steps in a row"),
         "{error}"

@@ -119,7 +119,12 @@ fn what_does_not_fit_is_not_resumed() {
         (LoRAAdapterConfig { rank: 4, ..adapter_config() }, start(), &same, "`rank` is 4, the run was started with 3"),
         (LoRAAdapterConfig { alpha: 8.0, ..adapter_config() }, start(), &same, "`alpha` is 8.0"),
         (LoRAAdapterConfig { dropout: 0.0, ..adapter_config() }, start(), &same, "`dropout` is 0.0"),
-        (LoRAAdapterConfig { target_modules: qv, ..adapter_config() }, start(), &same, "`projections`"),
+        (
+            LoRAAdapterConfig { target_modules: qv, ..adapter_config() },
+            start(),
+            &same,
+            "`projections` has \"model.layers.0.self_attn.v_proj 3\" where",
+        ),
         (adapter_config(), TrainingConfig { seed: 12, ..start() }, &same, "`seed` is 12, the run was started with 11"),
         (adapter_config(), TrainingConfig { batch_size: 3, ..start() }, &same, "`batch_size` is 3"),
         (adapter_config(), TrainingConfig { grad_accum: 1, ..start() }, &same, "`grad_accum` is 1"),
