@@ -73,7 +73,11 @@ impl TrainingConfig {
         self.max_steps.unwrap_or_else(|| self.num_epochs.saturating_mul(per_epoch))
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// If one is out of its range.
+    pub fn check(&self) -> Result<()> {
         let counts = [
             ("num_epochs", Some(self.num_epochs)),
             ("max_steps", self.max_steps),
