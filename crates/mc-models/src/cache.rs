@@ -33,13 +33,13 @@ impl Default for KVCacheConfig {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KVCache {
     layers: Vec<Layer>,
     config: KVCacheConfig,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Layer {
     k: Tensor,
     v: Tensor,
@@ -65,6 +65,17 @@ impl KVCache {
             || Ok(Layer { k: Tensor::zeros(shape, dtype, device)?, v: Tensor::zeros(shape, dtype, device)?, len: 0 });
         let layers = (0..model.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
         Ok(Self { layers, config })
+    }
+
+    /// A copy with buffers of its own, such as for two continuations of one prompt.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn try_clone(&self) -> Result<Self> {
+        // Not `Clone`: a cloned tensor shares its buffer, and both caches would append to the same one.
+        let copy = |l: &Layer| Ok(Layer { k: l.k.copy()?, v: l.v.copy()?, len: l.len });
+        let layers = self.layers.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Self { layers, config: self.config.clone() })
     }
 
     /// How many tokens of each row are in it.

@@ -10,6 +10,7 @@ pub const SUPPORTED: [&str; 4] = ["qwen2", "llama", "mistral", "qwen3"];
 
 /// Sizes and settings of a decoder; field names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of the file, each independent of the others")]
 pub struct ModelConfig {
     /// The architecture.
     pub model_type: String,

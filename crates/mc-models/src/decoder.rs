@@ -6,6 +6,8 @@ use mc_backend::{DeviceExt, Weight, ops};
 use mc_checkpoint::WeightSource;
 use std::sync::Arc;
 
+const HEAD: &str = "lm_head.weight";
+
 /// A decoder-only transformer with its frozen weights.
 #[derive(Debug)]
 pub struct Decoder {
@@ -65,7 +67,6 @@ impl Decoder {
             });
         }
         let norm = loading.tensor("model.norm.weight", hidden)?;
-        const HEAD: &str = "lm_head.weight";
         // A file that does not say whether the head is tied says it by leaving the head out.
         let tied = c.tie_word_embeddings.unwrap_or_else(|| !source.contains(HEAD));
         let lm_head = if tied { None } else { Some(loading.weight(HEAD, (c.vocab_size, hidden))?) };
