@@ -3,7 +3,7 @@
 use crate::{KVCache, ModelConfig};
 use candle_core::{DType, Device, Result, Tensor};
 use mc_backend::{Weight, ops};
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// A loaded model: immutable, shared by everybody who uses it.
 pub type Model = Arc<dyn CausalLM>;
@@ -111,5 +111,13 @@ pub trait CausalLM: Send + Sync {
     /// `hidden·headᵀ`: `(…, hidden size)` → `(…, vocabulary)`. For a few positions: training never makes whole logits.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         ops::linear(hidden, self.head(), None)
+    }
+}
+
+impl fmt::Debug for dyn CausalLM {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = self.config();
+        write!(f, "{}({} blocks of {}, vocabulary {}", c.model_type, self.num_blocks(), c.hidden_size, c.vocab_size)?;
+        write!(f, "; {:?}, {:?})", self.head().dtype(), self.device().location())
     }
 }
