@@ -136,3 +136,101 @@ impl KVCache {
         Ok((layer.k.narrow(1, 0, len)?, layer.v.narrow(1, 0, len)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::IndexOp;
+    use mc_testkit::random;
+    use serde_json::json;
+
+    fn cache(config: KVCacheConfig) -> Result<KVCache> {
+        let model = json!({"model_type": "llama", "vocab_size": 9, "hidden_size": 24, "intermediate_size": 9,
+            "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2});
+        let model = ModelConfig::from_json("config.json", &model).unwrap();
+        KVCache::with_sizes(&model, DType::F32, &Device::Cpu, config)
+    }
+
+    /// Keys or values of `t` tokens: `(2 rows, t, 2 heads, 4)`.
+    fn tokens(seed: u64, t: usize) -> Tensor {
+        random(seed, (2, t, 2, 4), DType::F32)
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn what_is_appended_stays_through_growth() -> Result<()> {
+        for initial_capacity in 1..8 {
+            let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity, max_length: 20 })?;
+            let (mut keys, mut all_values) = (vec![], vec![]);
+            for (seed, t) in [3, 1, 1, 5, 2].into_iter().enumerate() {
+                let (k, v) = (tokens(seed as u64, t), tokens(100 + seed as u64, t));
+                keys.push(k.clone());
+                all_values.push(v.clone());
+                for layer in 0..2 {
+                    let (all_k, all_v) = cache.append(layer, &k, &v)?;
+                    assert_eq!(values(&all_k), values(&Tensor::cat(&keys, 1)?));
+                    assert_eq!(values(&all_v), values(&Tensor::cat(&all_values, 1)?));
+                }
+            }
+            assert_eq!(cache.len(), 12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn strided_tokens_are_stored_in_order() -> Result<()> {
+        let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity: 4, max_length: 4 })?;
+        let heads_first = random(1, (2, 2, 3, 4), DType::F32).transpose(1, 2)?;
+        let (k, _) = cache.append(0, &heads_first, &heads_first)?;
+        assert_eq!(values(&k), values(&heads_first));
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_grouped_heads() -> Result<()> {
+        let cache = cache(KVCacheConfig { batch_size: 3, initial_capacity: 5, max_length: 7 })?;
+        // Keys and values of 2 layers, 3 rows, 5 tokens, 2 of 6 heads, width 4, in f32.
+        assert_eq!(cache.size_in_bytes(), 2 * 2 * 3 * 5 * 2 * 4 * 4);
+        Ok(())
+    }
+
+    #[test]
+    fn forgotten_tokens_are_overwritten() -> Result<()> {
+        let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity: 8, max_length: 8 })?;
+        let (first, second) = (tokens(1, 5), tokens(2, 2));
+        for layer in 0..2 {
+            cache.append(layer, &first, &first)?;
+        }
+        cache.truncate(9);
+        assert_eq!(cache.len(), 5, "there is nothing to forget past the end");
+        cache.truncate(3);
+        let (k, _) = cache.append(0, &second, &second)?;
+        assert_eq!(values(&k), values(&Tensor::cat(&[&first.i((.., ..3))?, &second], 1)?));
+        cache.truncate(0);
+        assert!(cache.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() -> Result<()> {
+        for (batch_size, initial_capacity, max_length) in [(0, 1, 1), (1, 0, 1), (1, 1, 0)] {
+            let error = cache(KVCacheConfig { batch_size, initial_capacity, max_length }).unwrap_err().to_string();
+            assert!(error.contains("at least 1"), "{error}");
+        }
+        let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity: 100, max_length: 4 })?;
+        assert_eq!(cache.size_in_bytes(), 2 * 2 * 2 * 4 * 2 * 4 * 4, "no more than may ever be in it");
+        cache.append(0, &tokens(1, 3), &tokens(1, 3))?;
+        let error = cache.append(0, &tokens(1, 2), &tokens(1, 2)).unwrap_err().to_string();
+        assert!(error.contains("5 tokens exceed the cache's maximum of 4"), "{error}");
+        for shape in [(1, 1, 2, 4), (2, 1, 3, 4), (2, 1, 2, 6)] {
+            let wrong = random(1, shape, DType::F32);
+            assert!(cache.append(0, &wrong, &wrong).is_err(), "{shape:?}");
+        }
+        assert!(cache.append(2, &tokens(1, 1), &tokens(1, 1)).is_err(), "a third layer");
+        assert_eq!(cache.layer_len(0), 3);
+        Ok(())
+    }
+}

@@ -160,6 +160,7 @@ impl<'a> Fields<'a> {
         }
         let head_dim = match self.size("head_dim", 2..=2_048)? {
             Some(d) => d,
+            None if model_type == "qwen3" => qwen3::HEAD_DIM,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
                 let problem = format!(
@@ -209,12 +210,12 @@ impl<'a> Fields<'a> {
             Some(rope) => (rope.number("rope_theta", BASES)?.or(self.number("rope_theta", BASES)?), Some(rope)),
             None => (self.number("rope_theta", BASES)?, self.object("rope_scaling")?),
         };
-        let scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling())?;
-        for fields in [Some(self), self.object("rope_parameters")?.as_ref()].into_iter().flatten() {
+        for fields in [Some(self), scaling.as_ref()].into_iter().flatten() {
             if fields.number("partial_rotary_factor", 0.0..=1.0)?.is_some_and(|f| f < 1.0) {
                 return Err(self.error("partial_rotary_factor", "is below 1: partial rotation is not supported"));
             }
         }
+        let scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling())?;
         Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling })
     }
 
@@ -264,5 +265,271 @@ impl<'a> Fields<'a> {
             _ => Err(self.error("layer_types", format!("has {kind}, expected full_attention or sliding_attention"))),
         };
         types.iter().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_testkit::golden;
+    use serde_json::json;
+
+    /// A configuration that is right in every field.
+    fn right(model_type: &str) -> Value {
+        json!({
+            "model_type": model_type, "vocab_size": 97, "hidden_size": 36, "intermediate_size": 47,
+            "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
+            "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "tie_word_embeddings": false,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+        })
+    }
+
+    /// `right`, with these fields instead.
+    fn with(model_type: &str, fields: &Value) -> Value {
+        let mut json = right(model_type);
+        for (field, value) in fields.as_object().unwrap() {
+            json[field] = value.clone();
+        }
+        json
+    }
+
+    fn read(json: &Value) -> Result<ModelConfig> {
+        ModelConfig::from_json("dir/config.json", json)
+    }
+
+    /// A bad field is one line that names the file, the field, what it is and what it should be.
+    #[track_caller]
+    fn check_error(json: &Value, expected: &str) {
+        let error = read(json).expect_err(expected);
+        assert_eq!(error.to_string(), format!("dir/config.json: {expected}"));
+        let hint = error.hint().unwrap();
+        assert!(!hint.ends_with('.') && hint.starts_with(char::is_lowercase), "{hint}");
+    }
+
+    #[test]
+    fn sizes_out_of_range() {
+        for (field, least, most) in [
+            ("vocab_size", 1, 10_000_000),
+            ("hidden_size", 1, 131_072),
+            ("intermediate_size", 1, 1_048_576),
+            ("num_hidden_layers", 1, 1_024),
+            ("num_attention_heads", 1, 1_024),
+            ("num_key_value_heads", 1, 1_024),
+            ("head_dim", 2, 2_048),
+            ("max_position_embeddings", 1, 1 << 30),
+        ] {
+            for bad in [json!(0), json!(-1), json!(2e9 as u64), json!(1e300), json!(1.5), json!("36"), json!([36])] {
+                let expected = format!("`{field}` is {bad}, expected a whole number from {least} to {most}");
+                check_error(&with("llama", &json!({field: bad})), &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range() {
+        for bad in [json!(-1e-6), json!(1), json!("1e-6"), json!(true)] {
+            let expected = format!("`rms_norm_eps` is {bad}, expected a number from 0e0 to 1e-1");
+            check_error(&with("mistral", &json!({"rms_norm_eps": bad})), &expected);
+        }
+        for bad in [json!(0), json!(-10000), json!(1e13), json!("10000")] {
+            let expected = format!("`rope_theta` is {bad}, expected a number from 1e0 to 1e12");
+            check_error(&with("qwen2", &json!({"rope_parameters": {"rope_theta": bad}})), &expected);
+            check_error(&with("qwen2", &json!({"rope_parameters": null, "rope_theta": bad})), &expected);
+        }
+    }
+
+    #[test]
+    fn missing_fields() {
+        let needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"];
+        for model_type in SUPPORTED {
+            for field in needed {
+                check_error(&with(model_type, &json!({field: null})), &format!("`{field}` is missing"));
+                let mut json = right(model_type);
+                json.as_object_mut().unwrap().shift_remove(field);
+                check_error(&json, &format!("`{field}` is missing"));
+            }
+        }
+        check_error(&json!({}), "`model_type` is missing");
+        check_error(&json!([1]), "`model_type` is missing: the file is not a JSON object");
+        check_error(&json!({"model_type": 7}), "`model_type` is 7, expected a string");
+        let supported = "supported are qwen2, llama, mistral, qwen3";
+        check_error(&json!({"model_type": "gpt2"}), &format!("`model_type` is `gpt2`, {supported}"));
+    }
+
+    #[test]
+    fn fields_at_odds() {
+        for (fields, expected) in [
+            (json!({"num_key_value_heads": 4}), "`num_key_value_heads` is 4, which does not divide 6 attention heads"),
+            (
+                json!({"num_key_value_heads": 12}),
+                "`num_key_value_heads` is 12, which does not divide 6 attention heads",
+            ),
+            (json!({"head_dim": 7}), "`head_dim` is 7, expected an even number: rotation works on pairs"),
+            (
+                json!({"head_dim": null, "hidden_size": 30}),
+                "`head_dim` is 5, expected an even number: rotation works on pairs",
+            ),
+            (
+                json!({"head_dim": null, "hidden_size": 40}),
+                "`hidden_size` is 40, which 6 heads do not divide, and there is no `head_dim`",
+            ),
+            (json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\", expected \"silu\""),
+            (json!({"hidden_act": 1}), "`hidden_act` is 1, expected \"silu\""),
+            (json!({"tie_word_embeddings": "no"}), "`tie_word_embeddings` is \"no\", expected true or false"),
+            (json!({"attention_bias": 1}), "`attention_bias` is 1, expected true or false"),
+            (json!({"mlp_bias": {}}), "`mlp_bias` is {}, expected true or false"),
+        ] {
+            check_error(&with("llama", &fields), expected);
+        }
+    }
+
+    #[test]
+    fn bad_rope() {
+        let llama3 = |field: &str, value: Value| {
+            let mut rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
+            rope[field] = value;
+            rope
+        };
+        for (rope, expected) in [
+            (
+                json!({"rope_type": "yarn", "factor": 4.0}),
+                "`rope_type` is \"yarn\", supported are default, linear, llama3",
+            ),
+            (
+                json!({"type": "dynamic", "factor": 4.0}),
+                "`rope_type` is \"dynamic\", supported are default, linear, llama3",
+            ),
+            (json!({"rope_type": 3}), "`rope_type` is 3, expected a string"),
+            (json!({"type": ["linear"]}), "`type` is [\"linear\"], expected a string"),
+            (json!({"rope_type": "linear"}), "`factor` is missing"),
+            (json!({"rope_type": "linear", "factor": 0}), "`factor` is 0, expected a number from 1e0 to 1e6"),
+            (llama3("factor", json!(-8)), "`factor` is -8, expected a number from 1e0 to 1e6"),
+            (llama3("low_freq_factor", Value::Null), "`low_freq_factor` is missing"),
+            (llama3("low_freq_factor", json!(4.0)), "`high_freq_factor` is 4, expected more than `low_freq_factor` 4"),
+            (llama3("high_freq_factor", json!(0)), "`high_freq_factor` is 0, expected a number from 1e-6 to 1e6"),
+            (llama3("original_max_position_embeddings", Value::Null), "`original_max_position_embeddings` is missing"),
+            (
+                json!({"partial_rotary_factor": 0.5}),
+                "`partial_rotary_factor` is below 1: partial rotation is not supported",
+            ),
+        ] {
+            check_error(&with("llama", &json!({"rope_parameters": rope})), expected);
+            check_error(&with("llama", &json!({"rope_parameters": null, "rope_scaling": rope})), expected);
+        }
+        check_error(
+            &with("llama", &json!({"rope_parameters": "default"})),
+            "`rope_parameters` is \"default\", expected an object",
+        );
+    }
+
+    #[test]
+    fn bad_windows() {
+        let qwen = |fields: &Value| {
+            let mut json = with("qwen3", fields);
+            json["use_sliding_window"] = true.into();
+            json
+        };
+        for bad in [json!(0), json!(-4), json!("6")] {
+            let expected = format!("`sliding_window` is {bad}, expected a whole number from 1 to 1073741824");
+            check_error(&with("mistral", &json!({"sliding_window": bad})), &expected);
+        }
+        for (types, expected) in [
+            (json!(["full_attention"]), "`layer_types` is [\"full_attention\"], expected a list of 2"),
+            (json!("full_attention"), "`layer_types` is \"full_attention\", expected a list of 2"),
+            (
+                json!(["full_attention", "linear_attention"]),
+                "`layer_types` has \"linear_attention\", expected full_attention or sliding_attention",
+            ),
+            (json!([1, 2]), "`layer_types` has 1, expected full_attention or sliding_attention"),
+            (
+                json!(["full_attention", "sliding_attention"]),
+                "`sliding_window` is missing, but `layer_types` has sliding layers",
+            ),
+        ] {
+            check_error(&qwen(&json!({"layer_types": types})), expected);
+        }
+        let expected = "`max_window_layers` is 9999, expected a whole number from 0 to 1024";
+        check_error(&qwen(&json!({"sliding_window": 6, "max_window_layers": 9999})), expected);
+    }
+
+    #[test]
+    fn both_styles_are_read_alike() {
+        let scalings = [
+            json!({"rope_type": "default"}),
+            json!({"rope_type": "linear", "factor": 2.0}),
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32}),
+        ];
+        for model_type in SUPPORTED {
+            for rope in &scalings {
+                let old = json!({"rope_parameters": null, "rope_theta": 500.0, "rope_scaling": rope});
+                let old = read(&with(model_type, &old)).unwrap();
+                let mut rope = rope.clone();
+                rope["rope_theta"] = 500.0.into();
+                let new = read(&with(model_type, &json!({"rope_parameters": rope}))).unwrap();
+                assert_eq!(new, old);
+                assert!((new.rope.theta - 500.0).abs() < f64::EPSILON);
+                let top = json!({"rope_parameters": {"rope_type": rope["rope_type"]}, "rope_theta": 500.0});
+                if rope["rope_type"] == "default" {
+                    assert_eq!(read(&with(model_type, &top)).unwrap(), old, "the base may stand outside");
+                }
+            }
+            let linear = json!({"rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 2.0}});
+            let scaling = read(&with(model_type, &linear)).unwrap().rope.scaling;
+            assert_eq!(scaling, RopeScaling::Linear { factor: 2.0 }, "the name before 4.45 was `type`");
+        }
+    }
+
+    /// The file as the version before wrote it, and what transformers 5 would write for the same model.
+    #[test]
+    fn a_golden_file_in_the_other_style() {
+        for name in ["qwen2-old", "qwen2", "llama3", "llama-linear", "mistral-full", "qwen2-window"] {
+            let json = golden::json(golden::dir(&format!("models/{name}")).join("config.json"));
+            let config = read(&json).unwrap();
+            let mut other = json.clone();
+            let fields = other.as_object_mut().unwrap();
+            fields.shift_remove("layer_types");
+            if let Some(mut rope) = fields.shift_remove("rope_parameters") {
+                fields.insert("rope_theta".into(), rope.as_object_mut().unwrap().shift_remove("rope_theta").unwrap());
+                fields.insert("rope_scaling".into(), rope);
+            } else {
+                let mut rope = fields.shift_remove("rope_scaling").unwrap_or(json!({"rope_type": "default"}));
+                rope["rope_theta"] = fields.shift_remove("rope_theta").unwrap();
+                fields.insert("rope_parameters".into(), rope);
+            }
+            assert_ne!(json, other, "{name}");
+            assert_eq!(read(&other).unwrap(), config, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_file_leaves_open() {
+        let bare = |model_type: &str, fields: &Value| {
+            let mut json = json!({"model_type": model_type, "vocab_size": 97, "hidden_size": 36,
+                "intermediate_size": 47, "num_hidden_layers": 2, "num_attention_heads": 6});
+            json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            read(&json).unwrap()
+        };
+        for model_type in ["qwen2", "llama", "mistral"] {
+            let c = bare(model_type, &json!({}));
+            assert_eq!((c.num_key_value_heads, c.head_dim, c.tie_word_embeddings), (6, 6, None));
+            assert_eq!(c.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
+            assert_eq!(c.sliding_windows, [None, None]);
+            assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm), (model_type == "qwen2", false, false, false));
+        }
+        // The width of Qwen3's heads never follows from that of the model, which they need not divide.
+        for hidden in [36, 37] {
+            let c = bare("qwen3", &json!({"hidden_size": hidden}));
+            assert_eq!((c.head_dim, c.qk_norm, c.qkv_bias), (128, true, false));
+        }
+        // A window that is switched off means nothing, whatever its size.
+        let off = json!({"use_sliding_window": false, "sliding_window": 4, "max_window_layers": 0});
+        assert_eq!(bare("qwen2", &off).sliding_windows, [None, None]);
+        let on = json!({"use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1});
+        assert_eq!(bare("qwen2", &on).sliding_windows, [None, Some(4)]);
+        assert_eq!(bare("qwen3", &on).sliding_windows, [None, Some(4)]);
+        assert_eq!(bare("mistral", &json!({"sliding_window": 4})).sliding_windows, [Some(4), Some(4)]);
+        assert_eq!(bare("llama", &json!({"sliding_window": 4})).sliding_windows, [None, None]);
     }
 }

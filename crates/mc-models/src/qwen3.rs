@@ -2,10 +2,11 @@
 
 use crate::{ModelConfig, Result, config::Fields};
 
+/// Width of a head where the file does not say (transformers, `Qwen3Config`).
+pub(crate) const HEAD_DIM: usize = 128;
+
 pub(crate) fn configure(config: &mut ModelConfig, fields: &Fields) -> Result<()> {
     config.qk_norm = true;
-    // transformers' default where the file does not say (`Qwen3Config`).
-    config.head_dim = fields.size("head_dim", 2..=2_048)?.unwrap_or(128);
     let bias = fields.flag("attention_bias", false)?;
     (config.qkv_bias, config.o_bias) = (bias, bias);
     if fields.flag("use_sliding_window", false)? {
