@@ -105,7 +105,10 @@ impl Error {
     /// How to mend it, where that can be said: one line in lower case without a period.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { hint, .. } | Self::Hub { hint, .. } => hint.clone(),
+            Self::Missing { hint, .. } => {
+                Some(hint.clone().unwrap_or_else(|| "check the path, and whether the directory is complete".into()))
+            }
+            Self::Hub { hint, .. } => hint.clone(),
             Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::MissingTensor { close, .. } if !close.is_empty() => Some(format!("it has {}", close.join(", "))),
             Self::Shape { .. } | Self::MissingTensor { .. } => {
@@ -118,7 +121,10 @@ impl Error {
                 std::io::ErrorKind::StorageFull => Some("free some space on that disk".into()),
                 _ => None,
             },
-            Self::Invalid { .. } | Self::Json { .. } | Self::Device(_) => None,
+            Self::Invalid { .. } | Self::Json { .. } => {
+                Some("the file may be incomplete, damaged or edited; get it again".into())
+            }
+            Self::Device(_) => None,
         }
     }
 

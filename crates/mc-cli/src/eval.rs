@@ -10,8 +10,11 @@ use std::path::PathBuf;
 
 /// Measure loss and perplexity of a model on a file of records
 #[derive(clap::Args)]
-#[command(after_help = "The loss is the mean over supervised tokens, in nats; the perplexity is its exponential.\n\n\
-    Example:\n  metal-candle eval --model models/qwen --data valid.jsonl --adapter adapters/mine")]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "The loss is the mean over supervised tokens, in nats; the perplexity is its exponential.\n\n\
+    Example:\n  metal-candle eval --model models/qwen --data valid.jsonl --adapter adapters/mine"
+)]
 pub(crate) struct Args {
     /// Directory or hub id of the model [default: the embedded one]
     #[arg(long, value_name = "ID|DIR")]
@@ -33,7 +36,7 @@ pub(crate) struct Args {
     mask_prompt: bool,
 }
 
-pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
+pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     if args.data.is_none() && args.model.is_some() {
         return Err(wrong("no --data to evaluate on", "pass a file of JSON lines with --data"));
     }

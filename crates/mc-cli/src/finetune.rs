@@ -24,6 +24,7 @@ use std::{
 /// Train a LoRA adapter on your records
 #[derive(clap::Args)]
 #[command(
+    allow_negative_numbers = true,
     after_help = "Without --model and --data it trains the model inside this binary on the requests inside it: a minute, no \
     download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
     {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
@@ -58,11 +59,10 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
                 "pass a directory with train.jsonl, or one file of records, with --data",
             ));
         }
-        // Epochs of the preset must not stand beside steps that were asked for.
-        let mut preset = Settings::embedded();
-        preset.epochs = preset.epochs.filter(|_| settings.steps.is_none());
+        let preset = Settings::embedded(&settings);
         settings = settings.or(preset);
     }
+    settings.check()?;
     let source = Source::open(global, settings.model.as_deref())?;
     let output = output_dir(&settings, &source, args.resume)?;
     let data = Data::load(global, &settings, &source)?;
@@ -164,8 +164,12 @@ fn first_line(path: &Path) -> Result<String> {
 fn output_dir(settings: &Settings, source: &Source, resume: bool) -> Result<PathBuf> {
     let taken = |dir: &Path| dir.join("adapter_config.json").exists() || RunFiles::new(dir).can_resume();
     if let Some(dir) = &settings.output {
-        if dir.exists() && !dir.is_dir() {
-            return Err(wrong(format!("{} is not a directory", dir.display()), "name a new directory with --output"));
+        if let Some(file) = dir.ancestors().find(|place| place.exists()).filter(|place| !place.is_dir()) {
+            return Err(wrong(format!("{} is not a directory", file.display()), "name a new directory with --output"));
+        }
+        if resume && !RunFiles::new(dir).can_resume() {
+            let what = format!("{}: no such file", RunFiles::new(dir).state().display());
+            return Err(wrong(what, "there is no run to go on with in --output; leave out --resume to start one"));
         }
         if !resume && taken(dir) {
             let hint = "name another directory, or go on with its run by --resume";
@@ -178,7 +182,7 @@ fn output_dir(settings: &Settings, source: &Source, resume: bool) -> Result<Path
         name => Path::new(name).file_name().map_or("adapter".into(), |n| n.to_string_lossy().to_lowercase()),
     };
     let numbered = |n: u32| Path::new("adapters").join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
-    Ok((1..).map(numbered).find(|dir| !taken(dir)).unwrap_or_else(|| numbered(1)))
+    Ok((1..=u32::MAX).map(numbered).find(|dir| !taken(dir)).unwrap_or_else(|| numbered(1)))
 }
 
 /// What will be trained, before it is.
@@ -202,11 +206,11 @@ fn describe(
         report::count(adapter.num_parameters() as u64),
         settings.rank,
     ));
+    let batches = if config.grad_accum == 1 { String::new() } else { format!("{} × ", config.grad_accum) };
     global.say(format!(
-        "{} steps of {} × {} records, learning rate up to {:e}, into {}",
-        report::count(steps),
-        config.grad_accum,
-        config.batch_size,
+        "{} of {batches}{}, learning rate up to {:e}, into {}",
+        report::counted(steps, "step"),
+        report::counted(config.batch_size as u64, "record"),
         config.lr_scheduler.peak(),
         config.output_dir.as_deref().unwrap_or(Path::new("")).display()
     ));
@@ -272,14 +276,15 @@ impl Outcome<'_> {
         }
         let memory = m.peak_memory_bytes.map(|b| format!(", peak memory {}", report::bytes(b))).unwrap_or_default();
         global.say(format!(
-            "{} steps in {:.1} s, {} tokens/s{memory}{}",
-            m.steps,
+            "{} in {:.1} s, {} tokens/s{memory}{}",
+            report::counted(m.steps, "step"),
             m.seconds,
             report::count(m.tokens_per_second as u64),
             if m.stopped { "; stopped early, go on with --resume" } else { "" }
         ));
         if m.skipped > 0 {
-            global.say(format!("{} steps were skipped: their loss or gradient was not finite", m.skipped));
+            let steps = report::counted(m.skipped, "step");
+            global.say(format!("{steps} skipped: the loss or its gradient was not finite"));
         }
         if let (Some(before), Some(eval)) = (self.loss_before, &m.eval) {
             global.say(format!("held-out loss {before:.4} before, {:.4} after", eval.loss));

@@ -2,12 +2,16 @@
 
 use crate::{failure::wrong, global::Global, report, source};
 use anyhow::{Context, Result};
-use metal_candle::{inference::Generator, prelude::GeneratorConfig, text::Message};
+use metal_candle::{
+    inference::{Generator, GeneratorConfig, StreamToken},
+    text::Message,
+};
 use std::{io::Read, path::PathBuf, sync::Arc};
 
 /// Continue a text, or answer a question with --chat
 #[derive(clap::Args)]
 #[command(
+    allow_negative_numbers = true,
     after_help = "Examples:\n  metal-candle generate --prompt 'Show the last 20 lines of app.log =>' --adapter adapters/shell\n  \
     metal-candle generate --model Qwen/Qwen2.5-0.5B-Instruct --chat --prompt 'Why is the sky blue?' --temp 0.7 --top-p 0.9\n  \
     git diff | metal-candle generate --model models/qwen --chat --prompt -"
@@ -55,10 +59,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
-    let source = source::Source::open(global, args.model.as_deref())?;
-    let prompt = read_prompt(&args.prompt)?;
-    let model = source.load(global)?;
-    let config = GeneratorConfig {
+    let mut config = GeneratorConfig {
         max_tokens: args.max_tokens,
         temperature: args.temp,
         top_p: args.top_p,
@@ -67,20 +68,31 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         repetition_penalty: args.repetition_penalty,
         seed: args.seed,
         stop: args.stop,
-        eos_token_ids: source.dir.generation_config()?.eos_token_ids,
+        eos_token_ids: vec![],
         ignore_eos: args.ignore_eos,
     };
+    config.check()?;
     let filters = args.top_p.is_some() || args.top_k.is_some() || args.min_p.is_some();
     if filters && args.temp == 0.0 {
         return Err(wrong("--top-p, --top-k and --min-p do nothing at --temp 0", "add --temp 0.7, or leave them out"));
     }
+    let prompt = read_prompt(&args.prompt)?;
+    let source = source::Source::open(global, args.model.as_deref())?;
+    config.eos_token_ids = source.dir.generation_config()?.eos_token_ids;
+    let model = source.load(global)?;
     let mut generator = Generator::new(model.clone(), source.tokenizer.clone(), config)?;
     if let Some(dir) = &args.adapter {
         generator = generator.with_adapter(Arc::new(source::adapter(&*model, dir)?));
     }
     generator = generator.with_chat_template(source.chat_template.clone());
     // With --json the text comes whole; a closed pipe ends the generation, as `head` expects.
-    let on_token = |token: metal_candle::inference::StreamToken| global.json || report::stream(&token.text);
+    let mut written = Ok(true);
+    let on_token = |token: StreamToken| {
+        if !global.json {
+            written = report::stream(&token.text);
+        }
+        matches!(written, Ok(true))
+    };
     let generation = if args.chat {
         generator.chat_stream(&[Message::new("user", prompt)], on_token)?
     } else {
@@ -88,8 +100,8 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     };
     if global.json {
         report::json(&generation)?;
-    } else {
-        report::stream("\n");
+    } else if written? {
+        report::line("")?;
     }
     global.say(format!(
         "{} + {} tokens, prefill {:.0} tokens/s, decode {:.1} tokens/s",

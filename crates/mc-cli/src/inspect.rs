@@ -24,12 +24,12 @@ pub(crate) struct Args {
     sites: bool,
 }
 
-pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
+pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let path = Path::new(&args.name);
     if path.is_file() {
         return Err(wrong(format!("{} is a file", args.name), "name the directory it is in"));
     }
-    if path.join("adapter_config.json").is_file() { adapter(global, path) } else { model(global, &args) }
+    if path.join("adapter_config.json").is_file() { adapter(global, path) } else { model(global, args) }
 }
 
 fn model(global: &Global, args: &Args) -> Result<()> {

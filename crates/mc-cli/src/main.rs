@@ -43,14 +43,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::wrong_call(&error),
+    };
     let global = cli.global;
     global.start();
     let result = match cli.command {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
-        Command::Eval(args) => eval::run(&global, args),
-        Command::Inspect(args) => inspect::run(&global, args),
+        Command::Eval(args) => eval::run(&global, &args),
+        Command::Inspect(args) => inspect::run(&global, &args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -47,11 +47,11 @@ pub(crate) fn svg(train: &[(u64, f64)], valid: &[(u64, f64)]) -> String {
         if points.is_empty() {
             continue;
         }
-        let line: String = points.iter().map(|(step, loss)| format!("{:.1},{:.1} ", x(*step), y(*loss))).collect();
+        let line: Vec<_> = points.iter().map(|(step, loss)| format!("{:.1},{:.1}", x(*step), y(*loss))).collect();
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>",
-            line.trim()
+            line.join(" ")
         );
         let _ = writeln!(svg, "<text x=\"{}\" y=\"18\" fill=\"{colour}\">{name} loss</text>", left + 110.0 * i as f64);
     }

@@ -1,11 +1,12 @@
 //! What people and scripts see: lines, JSON lines, download bars. The only file that writes to stdout and stderr.
 
 use crate::global::Global;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::builder::styling::AnsiColor;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use metal_candle::{checkpoint::hub, training::DataReport};
 use serde::Serialize;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// A line on stderr.
 pub(crate) fn to_stderr(line: &str) {
@@ -13,20 +14,39 @@ pub(crate) fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
+/// How a command ends that could not do its work.
+pub(crate) fn error(what: &str, hint: &str) {
+    to_stderr(&format!("{} {what}", painted("error:", AnsiColor::Red)));
+    to_stderr(&format!("{} {hint}", painted("hint:", AnsiColor::Cyan)));
+}
+
+fn painted(word: &str, colour: AnsiColor) -> String {
+    let asked_not_to = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    if asked_not_to || !console_shows_colours() {
+        return word.into();
+    }
+    let style = colour.on_default().bold();
+    format!("{style}{word}{style:#}")
+}
+
+fn console_shows_colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Text on stdout at once; false if nobody reads any more.
-pub(crate) fn stream(text: &str) -> bool {
+pub(crate) fn stream(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        // A reader that has seen enough, such as `head`, is no failure.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("stdout"),
+    }
 }
 
 /// A line on stdout.
 pub(crate) fn line(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        // A reader that has seen enough, such as `head`, is no failure.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
-    }
+    stream(&format!("{text}\n")).map(|_| ())
 }
 
 /// A JSON object as a line on stdout.
@@ -64,24 +84,30 @@ pub(crate) fn download(global: &Global) -> impl FnMut(hub::Progress<'_>) + use<>
 
 /// What became of a file of records: nothing is cut or left out without a word.
 pub(crate) fn dataset(global: &Global, name: &str, report: &DataReport) {
+    let counted = |n: usize, thing| counted(n as u64, thing);
     global.say(format!(
-        "{name}: {} records, {} tokens, {} of them supervised",
-        count(report.records),
-        count(report.tokens),
-        count(report.supervised_tokens)
+        "{name}: {}, {}, {} of them supervised",
+        counted(report.records, "record"),
+        counted(report.tokens, "token"),
+        count(report.supervised_tokens as u64)
     ));
     if report.truncated > 0 {
-        global.say(format!("{name}: {} records were cut to --max-seq-len", count(report.truncated)));
+        global.say(format!("{name}: {} cut to --max-seq-len", counted(report.truncated, "record")));
     }
     if report.dropped_without_supervision > 0 {
-        let left_out = count(report.dropped_without_supervision);
-        global.say(format!("{name}: {left_out} records were left out, no token of them is supervised"));
+        let left_out = counted(report.dropped_without_supervision, "record");
+        global.say(format!("{name}: {left_out} left out, with no supervised token"));
     }
 }
 
 /// A number with separators: 12,345.
 pub(crate) fn count(n: impl TryInto<u64>) -> String {
     HumanCount(n.try_into().unwrap_or(u64::MAX)).to_string()
+}
+
+/// So many of a thing: 1 record, 2,000 records.
+pub(crate) fn counted(n: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// A size in binary units: 1.50 GiB.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use metal_candle::{
     checkpoint::ModelDir,
     lora::LoRAAdapter,
-    models::{CausalLM, Model, open_model},
+    models::{self, CausalLM, Model, open_model},
     text::{ChatTemplate, Tokenizer, TokenizerFiles},
 };
 use std::{borrow::Cow, path::Path};
@@ -23,7 +23,13 @@ impl Source {
         let dir = match name {
             None => embedded::model(),
             Some(embedded::NAME) if !Path::new(embedded::NAME).exists() => embedded::model(),
-            Some(name) => open_model(name, &mut report::download(global))?,
+            Some(name) => open_model(name, &mut report::download(global)).map_err(|e| match e {
+                // One word may be meant as a directory.
+                models::Error::Checkpoint(e) if !name.contains('/') && !Path::new(name).exists() => {
+                    anyhow::Error::new(e).context(format!("no directory `{name}`, and on the hub"))
+                }
+                e => e.into(),
+            })?,
         };
         let files = tokenizer_files(&dir)?;
         let tokenizer = Tokenizer::from_files(&files)?;

@@ -74,7 +74,15 @@ impl GeneratorConfig {
         }
     }
 
-    fn token_options(&self, tokenizer: &Tokenizer) -> Result<TokenOptions> {
+    /// Checks every setting, which needs no model.
+    ///
+    /// # Errors
+    /// If one is out of its range.
+    pub fn check(&self) -> Result<()> {
+        self.token_options(None).map(|_| ())
+    }
+
+    fn token_options(&self, tokenizer: Option<&Tokenizer>) -> Result<TokenOptions> {
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::Option {
                 option: "stop",
@@ -92,7 +100,7 @@ impl GeneratorConfig {
         sample(1.0).check()?;
         let eos_token_ids = match self.eos_token_ids.as_slice() {
             _ if self.ignore_eos => Vec::new(),
-            [] => tokenizer.eos_token_id().into_iter().collect(),
+            [] => tokenizer.and_then(Tokenizer::eos_token_id).into_iter().collect(),
             ids => ids.to_vec(),
         };
         let options = TokenOptions {
@@ -167,7 +175,7 @@ impl Generator {
     /// # Errors
     /// If a field of `config` is out of its range.
     pub fn new(model: Model, tokenizer: Tokenizer, config: GeneratorConfig) -> Result<Self> {
-        let options = config.token_options(&tokenizer)?;
+        let options = config.token_options(Some(&tokenizer))?;
         if options.eos_token_ids.is_empty() && !config.ignore_eos {
             tracing::warn!("no token is known that ends a text: generation goes on to max_tokens");
         }

@@ -15,6 +15,7 @@ use std::{
 };
 
 const CONFIG: &str = "adapter_config.json";
+const NOT_FINITE: &str = "has values that are not finite";
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 impl LoRAAdapter {
@@ -127,7 +128,7 @@ impl Found<'_> {
             Some(t) => {
                 let t = t.to_dtype(DType::F32)?;
                 let finite = t.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite());
-                (finite.then_some(t), format!("tensor `{key}` has values that are not finite"), false)
+                (finite.then_some(t), format!("tensor `{key}` {NOT_FINITE}"), false)
             }
         };
         if tensor.is_none() {
@@ -148,6 +149,8 @@ impl Found<'_> {
         }
         let hint = if self.only_rank {
             "the tensors have another rank than adapter_config.json says"
+        } else if self.problems.iter().all(|problem| problem.ends_with(NOT_FINITE)) {
+            "the training that made it went wrong, or the file is damaged"
         } else {
             "this adapter was made for another model, or adapter_config.json does not belong to it"
         };

@@ -237,10 +237,7 @@ impl DataFiles {
     pub fn find(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let there = |name: &str| Some(path.join(name)).filter(|p| p.is_file());
-        if !path.try_exists().map_err(Error::io(path))? {
-            return Err(Error::Io { path: path.into(), source: std::io::ErrorKind::NotFound.into() });
-        }
-        if !path.is_dir() {
+        if !path.metadata().map_err(Error::io(path))?.is_dir() {
             return Ok(Self { train: path.into(), valid: None, test: None });
         }
         let train = there("train.jsonl").ok_or_else(|| Error::Data {

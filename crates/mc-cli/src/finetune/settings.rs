@@ -58,11 +58,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) grad_accum: Option<usize>,
     /// Highest learning rate [default: 1e-4; embedded: 3e-3]
-    #[arg(long, value_name = "LR", help_heading = "Training", allow_negative_numbers = true)]
+    #[arg(long, value_name = "LR", help_heading = "Training")]
     pub(crate) lr: Option<f64>,
-    /// How the learning rate goes on after the warmup: constant, linear or cosine to 0 [default: cosine]
-    #[arg(long, value_name = "NAME", help_heading = "Training", value_parser = ["constant", "linear", "cosine"])]
-    pub(crate) schedule: Option<String>,
+    /// How the learning rate goes on after the warmup [default: cosine]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub(crate) schedule: Option<Schedule>,
     /// Steps in which the learning rate rises from 0 [default: a thirtieth of all; embedded: 40]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) warmup: Option<u64>,
@@ -95,6 +95,18 @@ pub(crate) struct Settings {
     pub(crate) save_every: Option<u64>,
 }
 
+/// The learning rate after the warmup.
+#[derive(Clone, Copy, Debug, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Schedule {
+    /// It stays
+    Constant,
+    /// A straight line down to 0
+    Linear,
+    /// Half a cosine down to 0
+    Cosine,
+}
+
 /// Takes each field from the first that has it.
 macro_rules! first_of {
     ($first:ident, $second:ident: $($field:ident)*) => { Settings { $($field: $first.$field.or($second.$field)),* } };
@@ -114,11 +126,20 @@ impl Settings {
         let name = path.display();
         let text = std::fs::read_to_string(path)
             .with_context(|| name.to_string())
-            .map_err(|e| wrong(format!("{e:#}"), "check the path of --config"))?;
-        let invalid = |e: toml::de::Error| wrong(format!("{name}: {}", e.message()), HINT);
-        let table: toml::Table = toml::from_str(&text).map_err(invalid)?;
-        let table: toml::Table = table.into_iter().map(|(key, value)| (key.replace('_', "-"), value)).collect();
-        let settings: Self = table.try_into().map_err(invalid)?;
+            .map_err(|e| wrong(format!("{e:#}"), "--config takes a text file in TOML"))?;
+        let table: toml::Table = toml::from_str(&text)
+            .map_err(|e| wrong(format!("{name}: {}", e.message()), "a line is `option = value`, texts in quotes"))?;
+        let mut settings = Self::default();
+        // One by one, so that an error can name the key.
+        for (key, value) in table {
+            let one = toml::Table::from_iter([(key.replace('_', "-"), value)]);
+            let one: Self = one.try_into().map_err(|e: toml::de::Error| match e.message() {
+                text if text.starts_with("unknown field") => wrong(format!("{name}: `{key}` is not an option"), HINT),
+                text => wrong(format!("{name}: `{key}`: {text}"), HINT),
+            })?;
+            one.check().with_context(|| name.to_string())?;
+            settings = settings.or(one);
+        }
         if settings.epochs.is_some() && settings.steps.is_some() {
             return Err(wrong(format!("{name}: `epochs` and `steps` exclude each other"), "keep one of them"));
         }
@@ -126,17 +147,25 @@ impl Settings {
     }
 
     /// What suits the embedded model and its few hundred short records, found by trying (see `assets/README.md`).
-    pub(crate) fn embedded() -> Self {
+    /// Epochs and warmup give way where `asked` says otherwise how long the run is.
+    pub(crate) fn embedded(asked: &Self) -> Self {
+        let same_length = asked.epochs.is_none() && asked.batch_size.is_none() && asked.grad_accum.is_none();
         Self {
             rank: Some(16),
             alpha: Some(32.0),
             lr: Some(3e-3),
-            epochs: Some(10),
+            epochs: Some(10).filter(|_| asked.steps.is_none()),
             batch_size: Some(8),
-            warmup: Some(40),
+            warmup: Some(40).filter(|_| same_length && asked.steps.is_none()),
             mask_prompt: Some(true),
             ..Self::default()
         }
+    }
+
+    /// Checks what can be checked before there is a model and data, which may take long to get.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.adapter()?.check()?;
+        Ok(self.training(usize::MAX, Path::new("")).check()?)
     }
 
     pub(crate) fn adapter(&self) -> Result<LoRAAdapterConfig> {
@@ -172,10 +201,10 @@ impl Settings {
         };
         let (lr, total) = (self.lr.unwrap_or(1e-4), config.total_steps(examples));
         let warmup = self.warmup.unwrap_or(total / 30);
-        config.lr_scheduler = match self.schedule.as_deref() {
-            Some("constant") => LRScheduler::warmup_constant(warmup, lr),
-            Some("linear") => LRScheduler::warmup_linear(warmup, total, lr, 0.0),
-            _ => LRScheduler::warmup_cosine(warmup, total, lr, 0.0),
+        config.lr_scheduler = match self.schedule.unwrap_or(Schedule::Cosine) {
+            Schedule::Constant => LRScheduler::warmup_constant(warmup, lr),
+            Schedule::Linear => LRScheduler::warmup_linear(warmup, total, lr, 0.0),
+            Schedule::Cosine => LRScheduler::warmup_cosine(warmup, total, lr, 0.0),
         };
         config
     }
@@ -196,7 +225,7 @@ mod tests {
     fn the_command_line_goes_before_the_file_and_that_before_the_defaults() {
         let line = Settings { rank: Some(2), ..Settings::default() };
         let file: Settings = toml::from_str("rank = 3\nalpha = 4.0").unwrap();
-        let merged = line.or(file).or(Settings::embedded());
+        let merged = line.or(file).or(Settings::embedded(&Settings::default()));
         assert_eq!((merged.rank, merged.alpha, merged.mask_prompt), (Some(2), Some(4.0), Some(true)));
     }
 

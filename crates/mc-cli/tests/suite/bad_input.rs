@@ -1,0 +1,458 @@
+//! Everything wrong that a person can hand over: one line that names file and field, a hint, exit status 2, and nothing
+//! written.
+
+use crate::place::{DATA, FINETUNE, Place, Run};
+use serde_json::{Value, json};
+use std::fs;
+
+const GENERATE: &str = "generate --model model --prompt sort";
+const EVAL: &str = "eval --model model --data data.jsonl";
+
+/// What is broken, what is called, what the error line says.
+type Case<'a> = (&'a str, Box<dyn Fn(&Place)>, String, &'a str);
+
+fn nothing() -> Box<dyn Fn(&Place)> {
+    Box::new(|_| {})
+}
+
+fn set(file: &'static str, field: &'static str, value: Value) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| place.set(file, field, Some(value.clone())))
+}
+
+fn unset(file: &'static str, field: &'static str) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| place.set(file, field, None))
+}
+
+fn config(field: &'static str, value: Value) -> Box<dyn Fn(&Place)> {
+    set("model/config.json", field, value)
+}
+
+fn write(file: &'static str, content: impl AsRef<[u8]> + 'static) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| {
+        fs::create_dir_all(place.path(file).parent().unwrap()).unwrap();
+        fs::write(place.path(file), &content).unwrap();
+    })
+}
+
+fn remove(file: &'static str) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| fs::remove_file(place.path(file)).unwrap())
+}
+
+/// Changes the bytes of a file.
+fn edit(file: &'static str, change: fn(&mut Vec<u8>)) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| {
+        let mut bytes = fs::read(place.path(file)).unwrap();
+        change(&mut bytes);
+        fs::write(place.path(file), bytes).unwrap();
+    })
+}
+
+/// Replaces a text of the same length.
+fn replace(file: &'static str, from: &'static str, to: &'static str) -> Box<dyn Fn(&Place)> {
+    assert_eq!(from.len(), to.len());
+    Box::new(move |place| {
+        let mut bytes = fs::read(place.path(file)).unwrap();
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        fs::write(place.path(file), bytes).unwrap();
+    })
+}
+
+/// Runs every case and tells all that fail, not only the first.
+fn check(cases: Vec<Case>) {
+    let failures: Vec<_> =
+        cases.into_iter().filter_map(|case| fault(&case).map(|f| format!("{}: {f}", case.0))).collect();
+    assert!(failures.is_empty(), "{} cases:\n\n{}", failures.len(), failures.join("\n\n"));
+}
+
+fn fault((_, spoil, args, message): &Case) -> Option<String> {
+    let place = if args.contains("adapter") { Place::with_adapter() } else { Place::new() };
+    spoil(&place);
+    let before = place.files();
+    let run = place.run(args);
+    fault_of(&run, message).or_else(|| {
+        let after = place.files();
+        (before != after).then(|| format!("files were written: {after:?}"))
+    })
+}
+
+/// What is not as it should be in a run that the caller got wrong.
+fn fault_of(run: &Run, message: &str) -> Option<String> {
+    let lines: Vec<_> = run.stderr.lines().collect();
+    let start = |with: &str| lines.iter().filter(|line| line.starts_with(with)).count();
+    let right = match lines.as_slice() {
+        [.., error, hint] => {
+            error.strip_prefix("error: ").is_some_and(|e| e.contains(message) && !e.ends_with('.'))
+                && hint.strip_prefix("hint: ").is_some_and(|h| h.len() > 8 && !h.ends_with('.'))
+        }
+        _ => false,
+    };
+    let right = right && start("error:") == 1 && start("hint:") == 1 && !run.stderr.contains("panicked");
+    (run.status != 2 || !right || !run.stdout.is_empty())
+        .then(|| format!("expected `{message}`, got status {}\n{}{}", run.status, run.stdout, run.stderr))
+}
+
+#[test]
+fn options() {
+    let call = |args: &str, message: &'static str| -> Case { (message, nothing(), args.into(), message) };
+    let train = |args: &str, message: &'static str| {
+        call(&format!("finetune --model model --data data.jsonl --output out {args}"), message)
+    };
+    let generate = |args: &str, message: &'static str| call(&format!("{GENERATE} {args}"), message);
+    check(vec![
+        call("finetune --stepss 3", "unexpected argument '--stepss'"),
+        call("tune", "unrecognized subcommand 'tune'"),
+        call("generate", "required arguments were not provided: --prompt"),
+        call("inspect --threads 0", "'0' for '--threads <"),
+        call("inspect --threads 100000", "'100000' for '--threads <"),
+        call("inspect --dtype f8", "'f8' for '--dtype <"),
+        call("eval --device gpu", "unknown device `gpu`"),
+        call("eval --device cuda:x", "unknown device `cuda:x`"),
+        train("--rank 0", "`--rank` is 0, expected 1 to 65536"),
+        train("--rank -1", "'-1' for '--rank <"),
+        train("--rank 99999999", "`--rank` is 99999999, expected 1 to 65536"),
+        train("--rank two", "'two' for '--rank <"),
+        train("--alpha 0", "`--alpha` is 0"),
+        train("--alpha inf", "`--alpha` is inf"),
+        train("--dropout 1", "`--dropout` is 1, expected at least 0 and below 1"),
+        train("--dropout -0.1", "`--dropout` is -0.1"),
+        train("--lr -1", "`--lr` is -1"),
+        train("--lr nan", "`--lr` is NaN"),
+        train("--lr inf", "`--lr` is inf"),
+        train("--epochs 0", "`--epochs` is 0, expected at least 1"),
+        train("--steps 0", "`--steps` is 0, expected at least 1"),
+        train("--steps 1 --epochs 1", "'--steps <N>' cannot be used with '--epochs <N>'"),
+        train("--batch-size 0", "`--batch-size` is 0, expected at least 1"),
+        train("--grad-accum 0", "`--grad-accum` is 0, expected at least 1"),
+        train("--eval-every 0", "`--eval-every` is 0, expected at least 1"),
+        train("--save-every 0", "`--save-every` is 0, expected at least 1"),
+        train("--max-grad-norm -1", "`--max-grad-norm` is -1"),
+        train("--max-grad-norm nan", "`--max-grad-norm` is NaN"),
+        train("--weight-decay -1", "`--weight-decay` is -1"),
+        train("--steps 3 --warmup 10", "`--warmup` is 10"),
+        train("--schedule sawtooth", "'sawtooth' for '--schedule <"),
+        train("--max-seq-len 1", "`--max-seq-len` is 1, expected at least 2"),
+        train("--seed -1", "'-1' for '--seed <"),
+        train("--target foo_proj", "`--target`: `foo_proj` matches none of the model's projections"),
+        train("--target q_proj,,v_proj", "`--target` has an empty name"),
+        train("--target ''", "`--target` has an empty name"),
+        train("--target all-linear,q_proj", "`--target` combines"),
+        train("--target (q_proj", "`--target`"),
+        train("--target lm_head", "`--target`"),
+        train("--mask-prompt=perhaps", "'perhaps' for '--mask-prompt"),
+        train("--resume", "out/run/state.safetensors: no such file"),
+        call("finetune --resume", "required arguments were not provided: --output"),
+        call("finetune --model model", "no --data"),
+        call("eval --model model", "no --data"),
+        call("finetune --init-adapter adapter --rank 4", "'--init-adapter <DIR>' cannot be used with '--rank"),
+        generate("--temp nan", "`--temp` is NaN"),
+        generate("--temp -1", "`--temp` is -1"),
+        generate("--top-p 2 --temp 1", "`--top-p` is 2"),
+        generate("--top-p 0.9", "--temp 0"),
+        generate("--top-k 0 --temp 1", "`--top-k` is 0"),
+        generate("--min-p 1.5 --temp 1", "`--min-p` is 1.5"),
+        generate("--repetition-penalty 0", "`--repetition-penalty` is 0"),
+        generate("--max-tokens 0", "`--max-tokens` is 0"),
+        generate("--stop ''", "`--stop` is an empty text"),
+        call("eval --model model --data data.jsonl --batch-size 0", "'0' for '--batch-size <"),
+        call("eval --model model --data data.jsonl --max-seq-len 0", "`--max-seq-len` is 0"),
+    ]);
+}
+
+#[test]
+fn names_of_models_and_outputs() {
+    let call = |name, spoil, args: &str, message| -> Case { (name, spoil, args.into(), message) };
+    check(vec![
+        call("no such directory", nothing(), "generate --prompt a --model nonexistent", "no directory `nonexistent`"),
+        call("a path that is not there", nothing(), "inspect models/that/is/not/there", "models/that/is/not/there"),
+        call("gguf", write("file.gguf", "GGUF"), "generate --prompt a --model file.gguf", "file.gguf: GGUF models"),
+        call("a file", nothing(), "inspect model/config.json", "model/config.json is a file"),
+        call("offline", nothing(), "inspect owner/name", "owner/name"),
+        call("an empty directory", write("empty/readme", ""), "inspect empty", "empty: no config.json"),
+        call("an adapter as model", nothing(), "generate --prompt a --model adapter", "adapter: no config.json"),
+        call("a model as adapter", nothing(), &format!("{GENERATE} --adapter model"), "model: no adapter_config.json"),
+        call("no such adapter", nothing(), &format!("{GENERATE} --adapter adapter2"), "adapter2: no such directory"),
+        call("output holds an adapter", nothing(), "finetune --output adapter", "adapter holds an adapter already"),
+        call("output is a file", nothing(), "finetune --output data.jsonl", "data.jsonl is not a directory"),
+        call(
+            "output is below a file",
+            nothing(),
+            "finetune --output data.jsonl/out --steps 1",
+            "data.jsonl is not a directory",
+        ),
+        call("no config file", nothing(), "finetune --config no.toml", "no.toml: No such file"),
+        call(
+            "unknown key",
+            write("a.toml", "ranks = 3"),
+            "finetune --config a.toml",
+            "a.toml: `ranks` is not an option",
+        ),
+        call("wrong type", write("a.toml", "rank = \"3\""), "finetune --config a.toml", "a.toml: `rank`: invalid type"),
+        call("negative", write("a.toml", "rank = -3"), "finetune --config a.toml", "a.toml: `rank`: invalid value"),
+        call("zero", write("a.toml", "batch_size = 0"), "finetune --config a.toml", "a.toml: `--batch-size` is 0"),
+        call("not a number", write("a.toml", "lr = nan"), "finetune --config a.toml", "a.toml: `--lr` is NaN"),
+        call("not TOML", write("a.toml", "rank 3"), "finetune --config a.toml", "a.toml: "),
+        call("not UTF-8", write("a.toml", [b'r', 0xff]), "finetune --config a.toml", "a.toml: "),
+        call("both", write("a.toml", "steps = 3\nepochs = 1"), "finetune --config a.toml", "exclude each other"),
+        call("a schedule", write("a.toml", "schedule = \"saw\""), "finetune --config a.toml", "a.toml: `schedule`"),
+    ]);
+}
+
+#[test]
+fn model_configurations() {
+    let case = |spoil, message: &'static str| -> Case { (message, spoil, GENERATE.into(), message) };
+    check(vec![
+        case(write("model/config.json", ""), "model/config.json: "),
+        case(write("model/config.json", "[]"), "model/config.json: not a JSON object"),
+        case(write("model/config.json", "{\"model_type\": \"qwen2\","), "model/config.json: EOF"),
+        case(unset("model/config.json", "model_type"), "model/config.json: `model_type`"),
+        case(config("model_type", json!("gpt5")), "model/config.json: `model_type` is `gpt5`"),
+        case(config("model_type", json!(3)), "model/config.json: `model_type` is 3"),
+        case(config("hidden_size", json!(0)), "model/config.json: `hidden_size` is 0"),
+        case(config("hidden_size", json!(-192)), "model/config.json: `hidden_size` is -192"),
+        case(config("hidden_size", json!(1_000_000_000)), "model/config.json: `hidden_size` is 1000000000"),
+        case(config("hidden_size", json!("192")), "model/config.json: `hidden_size` is \"192\""),
+        case(config("hidden_size", json!(192.5)), "model/config.json: `hidden_size` is 192.5"),
+        case(unset("model/config.json", "hidden_size"), "model/config.json: `hidden_size` is missing"),
+        case(config("hidden_size", json!(186)), "model/config.json: `head_dim` is 31"),
+        case(config("hidden_size", json!(384)), "model.safetensors: tensor `model."),
+        case(config("vocab_size", json!(0)), "model/config.json: `vocab_size` is 0"),
+        case(config("vocab_size", json!(1_000_000_000)), "model/config.json: `vocab_size` is 1000000000"),
+        case(
+            config("vocab_size", json!(4096)),
+            "tensor `model.embed_tokens.weight` is (2048, 192), expected (4096, 192)",
+        ),
+        case(config("num_hidden_layers", json!(0)), "model/config.json: `num_hidden_layers` is 0"),
+        case(config("num_hidden_layers", json!(1_000_000_000)), "model/config.json: `num_hidden_layers` is 1000000000"),
+        case(config("num_hidden_layers", json!(5)), "no tensor `model.layers.4."),
+        case(config("num_attention_heads", json!(0)), "model/config.json: `num_attention_heads` is 0"),
+        case(config("num_attention_heads", json!(7)), "model/config.json: `"),
+        case(config("num_key_value_heads", json!(4)), "model/config.json: `num_key_value_heads`"),
+        case(config("num_key_value_heads", json!(0)), "model/config.json: `num_key_value_heads` is 0"),
+        case(config("head_dim", json!(31)), "model/config.json: `head_dim` is 31"),
+        case(config("intermediate_size", json!(0)), "model/config.json: `intermediate_size` is 0"),
+        case(config("intermediate_size", json!(383)), "expected (383, 192)"),
+        case(config("max_position_embeddings", json!(0)), "model/config.json: `max_position_embeddings` is 0"),
+        case(config("rms_norm_eps", json!(-1)), "model/config.json: `rms_norm_eps` is -1"),
+        case(config("hidden_act", json!("gelu")), "model/config.json: `hidden_act` is \"gelu\""),
+        case(config("tie_word_embeddings", json!("yes")), "model/config.json: `tie_word_embeddings`"),
+        case(config("tie_word_embeddings", json!(false)), "model.safetensors: no tensor `lm_head.weight`"),
+        case(config("rope_parameters", json!({"rope_type": "yarn"})), "model/config.json: `rope_type` is \"yarn\""),
+        case(config("rope_parameters", json!({"rope_theta": 0})), "model/config.json: `rope_theta` is 0"),
+        case(config("rope_parameters", json!({"rope_type": "linear"})), "model/config.json: `factor` is missing"),
+        case(write("model/generation_config.json", "{"), "model/generation_config.json: EOF"),
+        case(set("model/generation_config.json", "eos_token_id", json!("x")), "`eos_token_id` is \"x\""),
+        case(set("model/generation_config.json", "eos_token_id", json!([-1])), "`eos_token_id` is [-1]"),
+    ]);
+}
+
+#[test]
+fn weights() {
+    const FILE: &str = "model/model.safetensors";
+    let case = |name, spoil, message| -> Case { (name, spoil, GENERATE.into(), message) };
+    let index = |shard: &str| json!({"weight_map": {"model.norm.weight": shard}}).to_string();
+    let sharded = |text: String| -> Box<dyn Fn(&Place)> {
+        Box::new(move |place| {
+            fs::remove_file(place.path(FILE)).unwrap();
+            fs::write(place.path("model/model.safetensors.index.json"), &text).unwrap();
+        })
+    };
+    check(vec![
+        case("none", remove(FILE), "model: no model.safetensors"),
+        case("no bytes", write(FILE, ""), "model/model.safetensors: empty file"),
+        case("few bytes", write(FILE, "abc"), "model/model.safetensors: 3 bytes are too few"),
+        case("cut in the header", edit(FILE, |b| b.truncate(100)), "model/model.safetensors: a header of"),
+        case("cut in the data", edit(FILE, |b| b.truncate(b.len() - 1)), "model/model.safetensors: "),
+        case("bytes added", edit(FILE, |b| b.push(0)), "model/model.safetensors: "),
+        case("header too long", edit(FILE, |b| b[..8].fill(0xff)), "model/model.safetensors: a header of"),
+        case(
+            "header too short",
+            edit(FILE, |b| b[..8].copy_from_slice(&9u64.to_le_bytes())),
+            "model.safetensors: header: ",
+        ),
+        case("header not JSON", edit(FILE, |b| b[8] = b'x'), "model/model.safetensors: header: "),
+        case("header not UTF-8", edit(FILE, |b| b[10] = 0xff), "model/model.safetensors: header: "),
+        case(
+            "a tensor renamed",
+            replace(FILE, "model.norm.weight", "model.morn.weight"),
+            "no tensor `model.norm.weight`",
+        ),
+        case("another dtype", replace(FILE, "\"BF16\"", "\"F32\" "), "model/model.safetensors: header: "),
+        case("integers", replace(FILE, "\"BF16\"", "\"I16\" "), "has dtype I16"),
+        case(
+            "a directory",
+            Box::new(|place| {
+                fs::remove_file(place.path(FILE)).unwrap();
+                fs::create_dir(place.path(FILE)).unwrap();
+            }),
+            "model/model.safetensors: ",
+        ),
+        case(
+            "pickled",
+            Box::new(|place| {
+                fs::rename(place.path(FILE), place.path("model/pytorch_model.bin")).unwrap();
+            }),
+            "model: no model.safetensors",
+        ),
+        case("a shard missing", sharded(index("a.safetensors")), "shard a.safetensors is listed but not there"),
+        case("a shard outside", sharded(index("../data.jsonl")), "shard `../data.jsonl`"),
+        case("a shard at the root", sharded(index("/etc/passwd")), "shard `/etc/passwd`"),
+        case("no shards", sharded("{}".into()), "index.json: missing field `weight_map`"),
+        case("an empty map", sharded("{\"weight_map\": {}}".into()), "index.json: `weight_map` is empty"),
+    ]);
+}
+
+#[test]
+fn tokenizers_and_prompts() {
+    let case = |name, spoil, message| -> Case { (name, spoil, GENERATE.into(), message) };
+    let chat = |name, template: &str, message| -> Case {
+        let spoil = set("model/tokenizer_config.json", "chat_template", json!(template));
+        (name, spoil, format!("{GENERATE} --chat"), message)
+    };
+    check(vec![
+        case("none", remove("model/tokenizer.json"), "model/tokenizer.json: No such file"),
+        case("empty", write("model/tokenizer.json", ""), "model/tokenizer.json: "),
+        case("cut", edit("model/tokenizer.json", |b| b.truncate(1000)), "model/tokenizer.json: "),
+        case("not a tokenizer", write("model/tokenizer.json", "{}"), "model/tokenizer.json: "),
+        case("no JSON", write("model/tokenizer_config.json", "x"), "model/tokenizer_config.json: "),
+        case("a wrong type", set("model/tokenizer_config.json", "eos_token", json!(3)), "`eos_token` is 3"),
+        case("not UTF-8", write("model/chat_template.jinja", [0xff, 0xfe]), "model/chat_template.jinja: not UTF-8"),
+        chat("a template that is cut", "{% for m in messages %}", "tokenizer_config.json"),
+        chat("a template that refuses", "{{ raise_exception('no users') }}", "no users"),
+        (
+            "no template",
+            unset("model/tokenizer_config.json", "chat_template"),
+            format!("{GENERATE} --chat"),
+            "no chat template",
+        ),
+        (
+            "a long prompt",
+            nothing(),
+            format!("generate --model model --prompt {}", "sort,".repeat(2000)),
+            "expected at most 1024",
+        ),
+        (
+            "an empty prompt",
+            unset("model/tokenizer_config.json", "bos_token"),
+            "generate --model model --prompt ''".into(),
+            "the prompt is empty",
+        ),
+    ]);
+    let place = Place::new();
+    let run = Run::of(place.command().args(["generate", "--prompt", "-"]).write_stdin(vec![0xff, 0xfe]));
+    assert_eq!(fault_of(&run, "stdin: the prompt is not UTF-8"), None);
+}
+
+#[test]
+fn data() {
+    let case = |content: &'static [u8], message: &'static str| -> Case {
+        let name = std::str::from_utf8(content).unwrap_or("bytes");
+        (name, write("data.jsonl", content), FINETUNE.into(), message)
+    };
+    let directory = "finetune --model model --data dir --output out";
+    check(vec![
+        case(b"", "data.jsonl: there is no record"),
+        case(b"\n\n  \n", "data.jsonl: there is no record"),
+        case(b"{}", "data.jsonl:1: "),
+        case(b"[1]", "data.jsonl:1: "),
+        case(b"hello", "data.jsonl:1: "),
+        case(b"{\"text\": \"a b\"}\n{\"text\": \"a", "data.jsonl:2: "),
+        case(b"{\"text\": 3}", "data.jsonl:1: `text` is"),
+        case(b"{\"text\": null}", "data.jsonl:1: `text` is"),
+        case(b"{\"txt\": \"a\"}", "data.jsonl:1: "),
+        case(b"{\"prompt\": \"a\"}", "data.jsonl:1: "),
+        case(b"{\"prompt\": \"a\", \"completion\": [1]}", "data.jsonl:1: `completion` is"),
+        case(b"{\"text\": \"a b\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}", "data.jsonl:2: "),
+        case(b"{\"prompt\": \"a\", \"completion\": \"b\"}\n\n{\"text\": \"a b\"}", "data.jsonl:3: "),
+        case(b"{\"text\": \"a\xff b\"}", "data.jsonl:1: not UTF-8 at byte 12"),
+        case(b"{\"messages\": []}", "data.jsonl:1: `messages`"),
+        case(b"{\"messages\": \"hi\"}", "data.jsonl:1: `messages`"),
+        case(b"{\"messages\": [{\"content\": \"hi\"}]}", "data.jsonl:1: `messages"),
+        case(b"{\"messages\": [{\"role\": 1, \"content\": \"hi\"}]}", "data.jsonl:1: `messages"),
+        case(b"\x1f\x8b\x08\x00binary", "data.jsonl:1: not UTF-8"),
+        ("none", nothing(), "finetune --model model --data no.jsonl --output out".into(), "no.jsonl: "),
+        ("a directory without train.jsonl", write("dir/valid.jsonl", DATA), directory.into(), "dir: no train.jsonl"),
+        (
+            "held-out data that is empty",
+            Box::new(|place| {
+                write("dir/train.jsonl", DATA)(place);
+                write("dir/valid.jsonl", "")(place);
+            }),
+            directory.into(),
+            "dir/valid.jsonl: there is no record",
+        ),
+        ("evaluation on a directory", write("dir/train.jsonl", DATA), "eval --model model --data dir".into(), "dir: "),
+        ("evaluation on nothing", write("data.jsonl", ""), EVAL.into(), "data.jsonl: there is no record"),
+        (
+            "messages without a template",
+            Box::new(|place| {
+                place.set("model/tokenizer_config.json", "chat_template", None);
+                write("data.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}")(place);
+            }),
+            FINETUNE.into(),
+            "data.jsonl:1: ",
+        ),
+        (
+            "prompts that fill the length",
+            nothing(),
+            format!("{FINETUNE} --max-seq-len 2 --mask-prompt"),
+            "data.jsonl: no token",
+        ),
+    ]);
+}
+
+#[test]
+fn adapters() {
+    const CONFIG: &str = "adapter/adapter_config.json";
+    const FILE: &str = "adapter/adapter_model.safetensors";
+    let case = |name, spoil, message| -> Case { (name, spoil, format!("{EVAL} --adapter adapter"), message) };
+    check(vec![
+        case("no weights", remove(FILE), "adapter: no adapter_model.safetensors"),
+        case("cut weights", edit(FILE, |b| b.truncate(b.len() / 2)), "adapter/adapter_model.safetensors: "),
+        case("no JSON", write(CONFIG, "{"), "adapter/adapter_config.json: EOF"),
+        case("rank 0", set(CONFIG, "r", json!(0)), "adapter/adapter_config.json: `r` is 0"),
+        case("rank -1", set(CONFIG, "r", json!(-1)), "adapter/adapter_config.json: "),
+        case("a huge rank", set(CONFIG, "r", json!(1_000_000_000)), "adapter/adapter_config.json: `r` is 1000000000"),
+        case("another rank", set(CONFIG, "r", json!(4)), "is (2, 192), expected (4, 192)"),
+        case("alpha of another type", set(CONFIG, "lora_alpha", json!("16")), "adapter/adapter_config.json: "),
+        case("another kind", set(CONFIG, "peft_type", json!("IA3")), "adapter/adapter_config.json: `peft_type` is"),
+        case(
+            "unknown target",
+            set(CONFIG, "target_modules", json!(["foo"])),
+            "adapter_config.json: `target_modules`: `foo`",
+        ),
+        case("a wrong pattern", set(CONFIG, "target_modules", json!("(q")), "adapter_config.json: `target_modules`"),
+        case(
+            "fewer targets",
+            set(CONFIG, "target_modules", json!(["q_proj"])),
+            "adapter_model.safetensors: unexpected tensor",
+        ),
+        case("DoRA without magnitudes", set(CONFIG, "use_dora", json!(true)), "lora_magnitude_vector"),
+        case("saved modules", set(CONFIG, "modules_to_save", json!(["lm_head"])), "`modules_to_save`: `lm_head`"),
+        case(
+            "not finite",
+            edit(FILE, |b| {
+                let n = b.len();
+                b[n - 4..].fill(0xff);
+            }),
+            "values that are not finite",
+        ),
+        case("a tensor renamed", replace(FILE, "q_proj.lora_A", "x_proj.lora_A"), "no tensor `base_model."),
+        case(
+            "another model",
+            Box::new(|place| {
+                // The head's width is free of the others: q and o change, and the model's weights with them.
+                place.set("adapter/adapter_config.json", "base_model_name_or_path", Some(json!("owner/other")));
+                replace(FILE, "[2,192]", "[192,2]")(place);
+            }),
+            "is (192, 2), expected (2, 192)",
+        ),
+        (
+            "a start that does not fit",
+            set(CONFIG, "r", json!(3)),
+            "finetune --model model --data data.jsonl --output out --init-adapter adapter".into(),
+            "expected (3, 192)",
+        ),
+        ("inspected without weights", remove(FILE), "inspect adapter".into(), "adapter: no adapter_model.safetensors"),
+    ]);
+}
