@@ -14,12 +14,14 @@
 pub mod device;
 mod graft;
 mod kernels;
+mod memory;
 pub mod ops;
 pub mod random;
 pub mod tensor;
 pub mod weight;
 
 pub use device::DeviceExt;
+pub use memory::peak_memory_bytes;
 pub use random::{Purpose, Stream};
 pub use tensor::TensorExt;
 pub use weight::Weight;

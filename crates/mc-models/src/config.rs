@@ -250,7 +250,11 @@ impl<'a> Fields<'a> {
 
     /// The window of each block: `layer_types` decides where it is there, else `sliding` by index.
     pub(crate) fn sliding_windows(&self, layers: usize, sliding: impl Fn(usize) -> bool) -> Result<Vec<Option<usize>>> {
-        let window = self.size("sliding_window", 1..=1 << 30)?;
+        // A missing key is transformers' default of these architectures; null is no window.
+        let window = match self.map.contains_key("sliding_window") {
+            true => self.size("sliding_window", 1..=1 << 30)?,
+            false => Some(4096),
+        };
         let types = match self.get("layer_types") {
             None => return Ok((0..layers).map(|i| window.filter(|_| sliding(i))).collect()),
             Some(Value::Array(types)) if types.len() == layers => types,
@@ -447,7 +451,7 @@ mod tests {
                 "`sliding_window` is missing, but `layer_types` has sliding layers",
             ),
         ] {
-            check_error(&qwen(&json!({"layer_types": types})), expected);
+            check_error(&qwen(&json!({"layer_types": types, "sliding_window": null})), expected);
         }
         let expected = "`max_window_layers` is 9999, expected a whole number from 0 to 1024";
         check_error(&qwen(&json!({"sliding_window": 6, "max_window_layers": 9999})), expected);
@@ -515,7 +519,8 @@ mod tests {
             let c = bare(model_type, &json!({}));
             assert_eq!((c.num_key_value_heads, c.head_dim, c.tie_word_embeddings), (6, 6, None));
             assert_eq!(c.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
-            assert_eq!(c.sliding_windows, [None, None]);
+            let window = (model_type == "mistral").then_some(4096);
+            assert_eq!(c.sliding_windows, [window, window]);
             assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm), (model_type == "qwen2", false, false, false));
         }
         // The width of Qwen3's heads never follows from that of the model, which they need not divide.
