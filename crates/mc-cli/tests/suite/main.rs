@@ -2,4 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
 mod bad_input;
+mod finetune;
+#[cfg(unix)]
+mod interrupted;
 mod place;
+mod reading;
