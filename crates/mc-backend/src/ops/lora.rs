@@ -37,10 +37,11 @@ pub struct Dropout {
 impl Dropout {
     /// The mask for a tensor like `x`: 0 or `1 / (1 − probability)`.
     pub fn mask(&self, x: &Tensor) -> Result<Tensor> {
+        /// Elements one unit of work fills, a multiple of the 4 that the stream makes at once.
+        const UNIT: usize = 16 * 1024;
         if !(0.0..1.0).contains(&self.probability) {
             bail!("a dropout probability is in 0..1, not {}", self.probability)
         }
-        const UNIT: usize = 16 * 1024;
         let kept = 1.0 / (1.0 - self.probability);
         let mut mask = vec![0f32; x.elem_count()];
         mask.par_chunks_mut(UNIT).enumerate().for_each(|(unit, mask)| {
