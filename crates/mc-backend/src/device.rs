@@ -92,8 +92,14 @@ impl DeviceExt for Device {
     }
 }
 
+/// The vector instructions that the kernels use here, by the name people know.
 fn instruction_set() -> String {
-    format!("{:?}", pulp::Arch::new()).split('(').next().unwrap_or_default().to_lowercase()
+    let arch = format!("{:?}", pulp::Arch::new());
+    match arch.split('(').next().unwrap_or_default() {
+        "V3" => "avx2".into(),
+        "V4" => "avx512".into(),
+        other => other.to_lowercase(),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[command(
     allow_negative_numbers = true,
     after_help = "The loss is the mean over supervised tokens, in nats; the perplexity is its exponential.\n\n\
-    Example:\n  metal-candle eval --model models/qwen --data valid.jsonl --adapter adapters/mine"
+    Example:\n  metal-candle eval --model models/qwen --data valid.jsonl \\\n    --adapter adapters/mine"
 )]
 pub(crate) struct Args {
     /// Directory or hub id of the model [default: the embedded one]
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Longer records are cut, and counted
     #[arg(long, default_value_t = 1024, value_name = "TOKENS")]
     max_seq_len: usize,
-    /// Measure only what follows the prompt
+    /// Measure only what follows the prompt, as finetune trains the embedded requests [embedded: true]
     #[arg(long)]
     mask_prompt: bool,
 }
@@ -43,7 +43,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let source = source::Source::open(global, args.model.as_deref())?;
     let options = DatasetOptions {
         max_seq_len: args.max_seq_len,
-        mask_prompt: args.mask_prompt,
+        mask_prompt: args.mask_prompt || args.data.is_none(),
         chat_template: source.chat_template.clone(),
         eos_token_id: source.dir.generation_config()?.eos_token_ids.first().copied(),
     };

@@ -28,9 +28,9 @@ use std::{
     after_help = "Without --model and --data it trains the model inside this binary on the requests inside it: a minute, no \
     download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
     {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
-    The output directory is an adapter that HF PEFT reads, too; its run/ holds metrics, a picture of the loss, and the\n\
+    The output directory is an adapter that HF PEFT reads, too. Its run/ holds metrics, a picture of the loss, and the \
     state that --resume goes on from. Ctrl-C ends a run after its step, with the state saved.\n\n\
-    Example:\n  metal-candle finetune --model Qwen/Qwen2.5-Coder-0.5B-Instruct --data data/ --output adapters/mine --mask-prompt"
+    Example:\n  metal-candle finetune --model Qwen/Qwen2.5-0.5B-Instruct \\\n    --data data/ --output adapters/mine --mask-prompt"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -86,7 +86,12 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let before = Asker::new(&source, &model, None, data.longest_answer)?;
     let first = data.requests.first();
     let sample_before = first.map(|r| before.ask(r)).transpose()?;
-    let exact_before = if shows_itself { Some(before.exact(&data.requests)?) } else { None };
+    let exact_before = if shows_itself {
+        global.say(format!("asking the untrained model the {} held-out requests", data.requests.len()));
+        Some(before.exact(&data.requests)?)
+    } else {
+        None
+    };
     let loss_before = data.valid.as_ref().map(|valid| evaluate(&*model, None, valid, 8)).transpose()?;
     if let Some(metrics) = &loss_before {
         global.say(format!("before: held-out loss {:.4}, perplexity {:.2}", metrics.loss, metrics.perplexity));
@@ -198,11 +203,10 @@ fn describe(
     let steps = config.total_steps(data.train.len());
     let (adapted, sites) = (adapter.layers().count(), model.sites().len());
     let settings = adapter.config();
+    let device = model.device().info().description;
+    global.say(format!("model: {} ({}) on {device}", source.name(), model.config().model_type));
     global.say(format!(
-        "{} ({}) on {}: {} trainable parameters, rank {}, in {adapted} of {sites} projections",
-        source.name(),
-        model.config().model_type,
-        model.device().info().description,
+        "training {} parameters, rank {} in {adapted} of {sites} projections",
         report::count(adapter.num_parameters() as u64),
         settings.rank,
     ));
@@ -310,10 +314,11 @@ impl Outcome<'_> {
     }
 }
 
-/// A text on one line, cut where it is long.
+/// A text on one line of a terminal, cut where it is long.
 fn shown(text: &str) -> String {
-    let line: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if line.chars().count() > 90 { line.chars().take(89).chain(['…']).collect() } else { line }
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().filter(|c| !c.is_control()).collect();
+    if line.chars().count() > 66 { line.chars().take(65).chain(['…']).collect() } else { line }
 }
 
 /// A word of a POSIX shell.
@@ -335,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_shown_text_is_one_short_line() {
-        assert_eq!(shown(" a\nb\t"), "a b");
-        assert_eq!(shown(&"x".repeat(200)).chars().count(), 90);
+        assert_eq!(shown(" a\n  b\t\u{1b}[1m"), "a b [1m");
+        assert_eq!(shown(&"x".repeat(200)).chars().count(), 66);
     }
 }

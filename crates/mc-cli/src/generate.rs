@@ -12,8 +12,8 @@ use std::{io::Read, path::PathBuf, sync::Arc};
 #[derive(clap::Args)]
 #[command(
     allow_negative_numbers = true,
-    after_help = "Examples:\n  metal-candle generate --prompt 'Show the last 20 lines of app.log =>' --adapter adapters/shell\n  \
-    metal-candle generate --model Qwen/Qwen2.5-0.5B-Instruct --chat --prompt 'Why is the sky blue?' --temp 0.7 --top-p 0.9\n  \
+    after_help = "Examples:\n  metal-candle generate --adapter adapters/shell \\\n    --prompt 'Show the last 20 lines of app.log =>'\n  \
+    metal-candle generate --model Qwen/Qwen2.5-0.5B-Instruct --chat \\\n    --prompt 'Why is the sky blue?' --temp 0.7 --top-p 0.9\n  \
     git diff | metal-candle generate --model models/qwen --chat --prompt -"
 )]
 pub(crate) struct Args {

@@ -16,7 +16,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "f32", "f16", "bf16"], help_heading = "Global options")]
     pub(crate) dtype: String,
     /// Threads on the CPU [default: all cores]
-    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Global options")]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Global options")]
     pub(crate) threads: Option<u16>,
     /// JSON lines on stdout, for scripts
     #[arg(long, global = true, help_heading = "Global options")]

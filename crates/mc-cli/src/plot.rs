@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_picture_has_both_series_inside_its_frame() {
         let picture = svg(&[(1, 4.0), (2, 2.0), (3, f64::INFINITY)], &[(2, 3.0)]);
-        assert!(picture.contains("points=\"388.0,28.0"), "{picture}");
+        assert!(picture.contains("points=\"380.0,28.0"), "{picture}");
         assert!(picture.contains("train loss") && picture.contains("validation loss"));
         assert!(!picture.contains("inf") && !picture.contains("NaN"));
         assert!(svg(&[], &[]).ends_with("</svg>\n"));

@@ -36,10 +36,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "TARGETS", help_heading = "Adapter")]
     pub(crate) target: Option<String>,
     /// Scale by alpha / √rank
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Adapter")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Adapter")]
     pub(crate) rslora: Option<bool>,
     /// Train a magnitude per output, too
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Adapter")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Adapter")]
     pub(crate) dora: Option<bool>,
     /// Start from this adapter instead of a fresh one; it brings its own rank, alpha and targets
     #[arg(long, value_name = "DIR", help_heading = "Adapter", conflicts_with_all = ["rank", "alpha", "target", "rslora", "dora", "dropout"])]
@@ -60,7 +60,7 @@ pub(crate) struct Settings {
     /// Highest learning rate [default: 1e-4; embedded: 3e-3]
     #[arg(long, value_name = "LR", help_heading = "Training")]
     pub(crate) lr: Option<f64>,
-    /// How the learning rate goes on after the warmup [default: cosine]
+    /// How the learning rate goes on after the warmup, to 0 unless constant [default: cosine]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     pub(crate) schedule: Option<Schedule>,
     /// Steps in which the learning rate rises from 0 [default: a thirtieth of all; embedded: 40]
@@ -76,13 +76,13 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "TOKENS", help_heading = "Training")]
     pub(crate) max_seq_len: Option<usize>,
     /// Learn only completions and answers, not prompts [default: false; embedded: true]
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) mask_prompt: Option<bool>,
     /// Less memory for a third more time: blocks are computed again in the backward pass
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) grad_checkpoint: Option<bool>,
     /// Keep the order of the records
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Training")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) no_shuffle: Option<bool>,
     /// All randomness follows from it [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -95,15 +95,12 @@ pub(crate) struct Settings {
     pub(crate) save_every: Option<u64>,
 }
 
-/// The learning rate after the warmup.
+/// The learning rate after the warmup: it stays, or falls to 0 in a straight line or half a cosine.
 #[derive(Clone, Copy, Debug, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Schedule {
-    /// It stays
     Constant,
-    /// A straight line down to 0
     Linear,
-    /// Half a cosine down to 0
     Cosine,
 }
 

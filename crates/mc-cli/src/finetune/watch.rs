@@ -63,15 +63,15 @@ struct Bar(ProgressBar);
 
 impl Observer for Bar {
     fn on_start(&mut self, start: &RunStart) {
-        let style = "{bar:30} step {pos}/{len}  {msg}  {eta} left";
+        let style = "{bar:20} step {human_pos}/{human_len}  {msg}  {eta} left";
         self.0 = ProgressBar::new(start.total_steps).with_position(start.step);
         self.0.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
         self.0.reset_eta();
         self.0.enable_steady_tick(Duration::from_millis(200));
     }
     fn on_step(&mut self, m: &StepMetrics) -> ControlFlow<()> {
-        self.0.set_message(format!("loss {:.3}  {} tokens/s", m.loss, report::count(m.tokens_per_second as u64)));
         self.0.set_position(m.step);
+        self.0.set_message(format!("loss {:.3}  {} tokens/s", m.loss, report::count(m.tokens_per_second as u64)));
         ControlFlow::Continue(())
     }
     fn on_skip(&mut self, m: &StepMetrics) -> ControlFlow<()> {
