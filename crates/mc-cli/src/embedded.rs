@@ -20,6 +20,11 @@ pub(crate) const TRAIN: &str = include_str!("../assets/data/train.jsonl");
 /// The same commands, asked for in other words.
 pub(crate) const VALID: &str = include_str!("../assets/data/valid.jsonl");
 
+/// Whether `--model` means this model.
+pub(crate) fn is_meant(model: Option<&str>) -> bool {
+    model.is_none_or(|name| name == NAME && !std::path::Path::new(NAME).exists())
+}
+
 /// A model directory in memory.
 pub(crate) fn model() -> ModelDir {
     ModelDir::embedded(NAME, MODEL)

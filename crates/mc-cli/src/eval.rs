@@ -37,7 +37,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
-    if args.data.is_none() && args.model.is_some() {
+    if args.data.is_none() && !crate::embedded::is_meant(args.model.as_deref()) {
         return Err(wrong("no --data to evaluate on", "pass a file of JSON lines with --data"));
     }
     let source = source::Source::open(global, args.model.as_deref())?;

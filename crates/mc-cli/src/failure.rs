@@ -105,6 +105,7 @@ fn judge(error: &anyhow::Error) -> Verdict {
     }
     let hint = hint.unwrap_or_else(|| match (option, status, system) {
         (Some(_), ..) => help_hint(),
+        (None, _, Some(io::ErrorKind::StorageFull)) => "free some space on that disk".into(),
         (None, _, Some(io::ErrorKind::IsADirectory)) => "name a file in it".into(),
         (None, _, Some(_)) => "check the path, the disk and who may read and write there".into(),
         (None, 2, None) => "the file may be damaged, incomplete or edited; get it again".into(),

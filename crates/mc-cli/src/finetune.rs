@@ -53,7 +53,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     }
     let shows_itself = settings.data.is_none();
     if shows_itself {
-        if settings.model.is_some() {
+        if !embedded::is_meant(settings.model.as_deref()) {
             return Err(wrong(
                 "no --data to train on",
                 "pass a directory with train.jsonl, or one file of records, with --data",
@@ -78,6 +78,9 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     if args.resume {
         trainer.resume()?;
         global.say(format!("going on after step {}", trainer.steps()));
+        if trainer.steps() >= trainer.config().total_steps(data.train.len()) {
+            global.say("no step is left to do: ask for more with --steps or --epochs");
+        }
     }
     if args.dry_run {
         global.say("a dry run: nothing is trained or written");
@@ -107,7 +110,11 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let after = Asker::new(&source, &model, Some(saved), data.longest_answer)?;
     let outcome = Outcome {
         output: &output,
-        exact: exact_before.map(|n| after.exact(&data.requests).map(|m| (n, m, data.requests.len()))).transpose()?,
+        // Who stopped the run does not want to wait.
+        exact: exact_before
+            .filter(|_| !metrics.stopped)
+            .map(|n| after.exact(&data.requests).map(|m| (n, m, data.requests.len())))
+            .transpose()?,
         loss_before: loss_before.map(|m| m.loss),
         sample: match (first, sample_before) {
             (Some(request), Some(before)) => Some((request, before, after.ask(request)?)),

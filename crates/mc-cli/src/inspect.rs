@@ -4,7 +4,7 @@ use crate::{embedded, failure::wrong, global::Global, report, source};
 use anyhow::Result;
 use metal_candle::{
     checkpoint::PeftAdapter,
-    models::ModelConfig,
+    models::{ModelConfig, RopeScaling},
     prelude::{Device, ModelLoader},
 };
 use serde_json::json;
@@ -84,10 +84,13 @@ fn model(global: &Global, args: &Args) -> Result<()> {
         ))?;
     }
     report::line(&format!(
-        "  context          {} tokens, rope theta {}, {:?}",
+        "  context          {} tokens, rope theta {}{}",
         report::count(c.max_position_embeddings),
         c.rope.theta,
-        c.rope.scaling
+        match &c.rope.scaling {
+            RopeScaling::Default => String::new(),
+            scaling => format!(", {scaling:?}"),
+        }
     ))?;
     report::line(&format!(
         "  vocabulary       {}, end of text {:?}",

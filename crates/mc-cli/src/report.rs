@@ -44,6 +44,25 @@ pub(crate) fn stream(text: &str) -> Result<bool> {
     }
 }
 
+/// Stdout for a run that goes on when nobody reads any more: its files are what counts.
+pub(crate) struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match std::io::stdout().lock().write(bytes) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match std::io::stdout().lock().flush() {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
+}
+
 /// A line on stdout.
 pub(crate) fn line(text: &str) -> Result<()> {
     stream(&format!("{text}\n")).map(|_| ())

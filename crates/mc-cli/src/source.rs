@@ -20,9 +20,8 @@ pub(crate) struct Source {
 impl Source {
     /// Opens a directory, a hub id, or the embedded model where there is no name.
     pub(crate) fn open(global: &Global, name: Option<&str>) -> Result<Self> {
-        let dir = match name {
+        let dir = match name.filter(|_| !embedded::is_meant(name)) {
             None => embedded::model(),
-            Some(embedded::NAME) if !Path::new(embedded::NAME).exists() => embedded::model(),
             Some(name) => open_model(name, &mut report::download(global)).map_err(|e| match e {
                 // One word may be meant as a directory.
                 models::Error::Checkpoint(e) if !name.contains('/') && !Path::new(name).exists() => {

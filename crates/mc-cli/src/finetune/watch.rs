@@ -15,10 +15,16 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// The observers that suit the options.
 pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
-    let interrupt = || {
+    let (bars, quiet) = (global.bars(), global.quiet);
+    let interrupt = move || {
         // The second time the person does not want to wait.
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
+        }
+        if !quiet {
+            // On a terminal the bar is on this line.
+            let start = if bars { "\r\x1b[2K" } else { "" };
+            report::to_stderr(&format!("{start}stopping after this step; Ctrl-C again stops at once, without saving"));
         }
     };
     if let Err(error) = ctrlc::set_handler(interrupt) {
@@ -26,7 +32,7 @@ pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
     }
     let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Interrupt)];
     if global.json {
-        observers.push(Box::new(JsonLines::new(std::io::stdout())));
+        observers.push(Box::new(JsonLines::new(report::Stdout)));
     }
     if global.bars() {
         observers.push(Box::new(Bar(ProgressBar::hidden())));

@@ -97,6 +97,9 @@ fn a_resumed_run_ends_as_the_one_that_was_never_stopped() {
         metrics.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|e| name(e) == "step").collect();
     assert_eq!(steps.iter().map(|e| e["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
 
+    let run = train(6, "parts", "--resume");
+    assert!(run.stderr.contains("no step is left to do"), "{}", run.stderr);
+
     // With other data it is no longer the same run, and what is there stays.
     let before = bytes(&place, "parts/adapter_model.safetensors");
     fs::write(place.path("data.jsonl"), DATA.replace("docs", "text")).unwrap();

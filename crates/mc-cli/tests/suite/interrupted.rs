@@ -33,7 +33,7 @@ fn an_interrupted_run_is_saved_and_goes_on() {
     assert_eq!(done["stopped"], true);
     let steps = done["steps"].as_u64().unwrap();
     assert!(rest.iter().any(|event| event["event"] == "saved" && event["step"] == steps), "{rest:?}");
-    assert!(stderr.contains("--resume"), "{stderr}");
+    assert!(stderr.contains("stopping after this step") && stderr.contains("--resume"), "{stderr}");
 
     let more = place.run(&format!("{FINETUNE} --steps {} --schedule constant --resume", steps + 1)).ok();
     assert!(more.stderr.contains(&format!("going on after step {steps}")), "{}", more.stderr);
