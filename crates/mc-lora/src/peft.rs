@@ -42,8 +42,14 @@ impl LoRAAdapter {
     /// If the device has no room.
     pub fn to_peft(&self, base_model_name: &str) -> Result<PeftAdapter> {
         let copy = |(key, var): &(String, candle_core::Var)| Ok((key.clone(), var.as_detached_tensor().copy()?));
+        let mut config = to_config(self.config(), base_model_name);
+        if config.target_modules == TargetModules::AllLinear {
+            // The names it stood for, as PEFT writes them: readers that know no models know no `all-linear`.
+            let names: BTreeSet<&str> = self.layers().filter_map(|l| l.path().rsplit('.').next()).collect();
+            config.target_modules = TargetModules::Names(names.into_iter().map(str::to_string).collect());
+        }
         Ok(PeftAdapter {
-            config: to_config(self.config(), base_model_name),
+            config,
             tensors: self.variables().iter().map(copy).collect::<Result<_>>()?,
             metadata: BTreeMap::new(),
         })

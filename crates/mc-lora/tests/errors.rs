@@ -122,7 +122,7 @@ fn files() {
     check(&tensor(random(1, (3, 41), DType::F32)), &format!("`{Q0}` is (3, 41), expected (3, 40)"), OTHER);
     check(&tensor(random(1, 120, DType::F32)), "is (120), expected (3, 40)", OTHER);
     check(&tensor(Tensor::ones((3, 40), DType::U32, &Device::Cpu).unwrap()), "is of U32, expected a float", OTHER);
-    check(&tensor(random(1, (3, 40), DType::F32).affine(f64::NAN, 0.0).unwrap()), "not finite", OTHER);
+    check(&tensor(random(1, (3, 40), DType::F32).affine(f64::NAN, 0.0).unwrap()), "not finite", "went wrong");
     check(&config(&|c| c.r = 4), "is (3, 40), expected (4, 40); ", "another rank than adapter_config.json says");
     check(&config(&|c| c.use_dora = true), "no tensor `base_model.model.model.layers.0.self_attn.q_proj.lora_m", OTHER);
     check(&config(&|c| c.target_modules = names(&["q_proj"])), "unexpected tensor", OTHER);
