@@ -287,12 +287,15 @@ impl Outcome<'_> {
         }
         let memory = m.peak_memory_bytes.map(|b| format!(", peak memory {}", report::bytes(b))).unwrap_or_default();
         global.say(format!(
-            "{} in {:.1} s, {} tokens/s{memory}{}",
+            "{} in {:.1} s, {} tokens/s{memory}",
             report::counted(m.steps, "step"),
             m.seconds,
             report::count(m.tokens_per_second as u64),
-            if m.stopped { "; stopped early, go on with --resume" } else { "" }
         ));
+        if m.stopped {
+            let dir = quoted(&self.output.display().to_string());
+            global.say(format!("stopped early; the same options with --output {dir} --resume go on from here"));
+        }
         if m.skipped > 0 {
             let steps = report::counted(m.skipped, "step");
             global.say(format!("{steps} skipped: the loss or its gradient was not finite"));
