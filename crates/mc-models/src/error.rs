@@ -40,7 +40,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Architecture { .. } => Some("convert the model, or choose one of a supported architecture".into()),
-            Self::Config { .. } => Some("if the file is complete and unedited, this version does not support the model".into()),
+            Self::Config { .. } => {
+                Some("if the file is complete and unedited, this version does not support the model".into())
+            }
             Self::Name(_) => Some("check the path, or pass an id as on the Hugging Face hub".into()),
             Self::Gguf(_) => Some("use the model's safetensors directory".into()),
             Self::Checkpoint(e) => e.hint(),
