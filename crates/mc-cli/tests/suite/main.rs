@@ -5,5 +5,6 @@ mod bad_input;
 mod finetune;
 #[cfg(unix)]
 mod interrupted;
+mod main_job;
 mod place;
 mod reading;
