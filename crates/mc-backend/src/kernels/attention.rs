@@ -84,10 +84,11 @@ pub(crate) fn forward(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
     let shared = Shared::new(out);
     (0..s.batch * s.heads).into_par_iter().for_each(|unit| {
         let (b, h) = (unit / s.heads, unit % s.heads);
-        // Units own disjoint heads of `out`.
+        // SAFETY: units own disjoint heads of `out`, and each row is borrowed for one statement.
+        #[allow(unsafe_code)]
+        let row_of = |i: usize| unsafe { shared.slice(((b * s.queries + i) * s.heads + h) * s.dim, s.dim) };
         if s.queries == 1 {
-            let start = (b * s.heads + h) * s.dim;
-            decode(s, (b, h), q, k, v, &mut owned(shared, start, s.dim)[..]);
+            decode(s, (b, h), q, k, v, row_of(0));
             return;
         }
         let mut scores = Vec::new();
@@ -103,18 +104,10 @@ pub(crate) fn forward(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
                 serial((rows, s.dim, n), 1.0, p, v.head(b, keys.start, h / (s.heads / s.kv_heads)), 0.0, out, s.dim);
             }
             for (i, row) in tile.zip(out.chunks_exact(s.dim)) {
-                owned(shared, ((b * s.queries + i) * s.heads + h) * s.dim, s.dim).copy_from_slice(row);
+                row_of(i).copy_from_slice(row);
             }
         }
     });
-}
-
-/// A slice that this unit of work alone touches.
-#[allow(unsafe_code)]
-fn owned<'a>(shared: Shared, start: usize, len: usize) -> &'a mut [f32] {
-    // SAFETY: callers pass a range inside the buffer behind `shared` that belongs to their unit alone (one head of one
-    // row), and drop the slice before they ask for it again.
-    unsafe { std::slice::from_raw_parts_mut(shared.at(start), len) }
 }
 
 /// One query: dot products, softmax, weighted sum; bound by reading keys and values.
@@ -212,14 +205,22 @@ pub(crate) fn backward(s: &Shape, [q, k, v, g]: [View; 4], grads: [&mut [f32]; 3
                     serial((n, s.dim, rows), 1.0, ds.transposed(), qm, 1.0, &mut sum_dk[in_keys], s.dim);
                 }
                 for (i, row) in tile.zip(tile_dq.chunks_exact(s.dim)) {
-                    owned(dq, ((b * s.queries + i) * s.heads + h) * s.dim, s.dim).copy_from_slice(row);
+                    // SAFETY: this unit alone has the query heads of its group; the row is borrowed for one statement.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        dq.slice(((b * s.queries + i) * s.heads + h) * s.dim, s.dim).copy_from_slice(row);
+                    }
                 }
             }
         }
         for j in 0..s.keys {
             let (from, at) = (j * s.dim..(j + 1) * s.dim, ((b * s.keys + j) * s.kv_heads + group) * s.dim);
-            owned(dk, at, s.dim).copy_from_slice(&sum_dk[from.clone()]);
-            owned(dv, at, s.dim).copy_from_slice(&sum_dv[from]);
+            // SAFETY: units own disjoint key-value heads of dk and dv; each row is borrowed for one statement.
+            #[allow(unsafe_code)]
+            unsafe {
+                dk.slice(at, s.dim).copy_from_slice(&sum_dk[from.clone()]);
+                dv.slice(at, s.dim).copy_from_slice(&sum_dv[from]);
+            }
         }
     });
 }

@@ -54,10 +54,21 @@ impl<'a> Matrix<'a> {
 }
 
 /// `c = beta·c + alpha·a·b` for one unit of work, on this thread; c is `(m, n)` with rows `stride` apart from `c` on.
+///
+/// # Safety
+/// Those elements are in bounds of one live buffer, and nobody else touches them meanwhile.
 #[allow(unsafe_code)]
-fn product((m, n, k): (usize, usize, usize), alpha: f32, a: Matrix, b: Matrix, beta: f32, c: *mut f32, stride: usize) {
+unsafe fn product(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    beta: f32,
+    c: *mut f32,
+    stride: usize,
+) {
     assert!(a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
-    // SAFETY: a and b hold what is read, as asserted; the callers own the (m, n) elements behind `c`.
+    // SAFETY: a and b hold what is read, as asserted; the caller promises the (m, n) elements behind `c`.
     unsafe {
         gemm::gemm(
             m,
@@ -95,25 +106,39 @@ pub(crate) fn serial(
 ) {
     let (m, n, _) = size;
     assert!(m == 0 || n == 0 || (m - 1) * stride + n <= c.len(), "matrix product out of bounds");
-    product(size, alpha, a, b, beta, c.as_mut_ptr(), stride);
+    // SAFETY: the elements are in bounds of `c`, as asserted, which is borrowed mutably.
+    #[allow(unsafe_code)]
+    unsafe {
+        product(size, alpha, a, b, beta, c.as_mut_ptr(), stride);
+    }
 }
 
 /// `c = beta·c + alpha·a·b`; `a` is `(m, k)`, `b` is `(k, n)`, `c` is `(m, n)` row-major. In parallel over rows or columns of `c`.
 pub(crate) fn parallel((m, n, k): (usize, usize, usize), alpha: f32, a: Matrix, b: Matrix, beta: f32, c: &mut [f32]) {
     assert!(c.len() == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
+    if m == 0 || n == 0 {
+        return;
+    }
     let shared = Shared::new(c);
-    // Units own disjoint blocks of rows, or of columns, of c.
     if m >= n {
         (0..m.div_ceil(PANEL)).into_par_iter().for_each(|u| {
             let (from, rows) = (u * PANEL, PANEL.min(m - u * PANEL));
-            let a = Matrix { data: &a.data[from * a.row_stride..], ..a };
-            product((rows, n, k), alpha, a, b, beta, shared.at(from * n), n);
+            let a = Matrix { data: a.data.get(from * a.row_stride..).unwrap_or_default(), ..a };
+            // SAFETY: in bounds, as `block` asserts; units own disjoint rows of c.
+            #[allow(unsafe_code)]
+            unsafe {
+                product((rows, n, k), alpha, a, b, beta, shared.block(from * n, (rows, n), n), n);
+            }
         });
     } else {
         (0..n.div_ceil(PANEL)).into_par_iter().for_each(|u| {
             let (from, cols) = (u * PANEL, PANEL.min(n - u * PANEL));
-            let b = Matrix { data: &b.data[from * b.col_stride..], ..b };
-            product((m, cols, k), alpha, a, b, beta, shared.at(from), n);
+            let b = Matrix { data: b.data.get(from * b.col_stride..).unwrap_or_default(), ..b };
+            // SAFETY: in bounds, as `block` asserts; units own disjoint columns of c.
+            #[allow(unsafe_code)]
+            unsafe {
+                product((m, cols, k), alpha, a, b, beta, shared.block(from, (m, cols), n), n);
+            }
         });
     }
 }
@@ -137,7 +162,7 @@ fn forward<T: Element>(
 ) {
     let m = x.len().checked_div(k).unwrap_or(0);
     assert!(x.len() == m * k && w.len() == n * k && y.len() == m * n, "matrix product out of bounds");
-    if m == 0 {
+    if m == 0 || n == 0 {
         return;
     }
     if m <= FEW {
@@ -151,9 +176,13 @@ fn forward<T: Element>(
     (0..n.div_ceil(PANEL)).into_par_iter().for_each(|u| {
         let (from, rows) = (u * PANEL, PANEL.min(n - u * PANEL));
         let range = from * k..(from + rows) * k;
-        // Each unit owns columns from..from + rows of y.
         let run = |panel: &[f32]| {
-            product((m, rows, k), 1.0, Matrix::new(x, k), Matrix::new(panel, k).transposed(), beta, shared.at(from), n);
+            let (x, panel) = (Matrix::new(x, k), Matrix::new(panel, k).transposed());
+            // SAFETY: in bounds, as `block` asserts; each unit owns columns from..from + rows of y.
+            #[allow(unsafe_code)]
+            unsafe {
+                product((m, rows, k), 1.0, x, panel, beta, shared.block(from, (m, rows), n), n);
+            }
         };
         match as_f32 {
             Some(w) => run(&w[range]),
@@ -210,6 +239,9 @@ fn backward<T: Element>(g: &[f32], w: &[T], (n, k): (usize, usize), dx: &mut [f3
     const DEPTH: usize = 2048;
     let m = g.len().checked_div(n).unwrap_or(0);
     assert!(g.len() == m * n && w.len() == n * k && dx.len() == m * k, "matrix product out of bounds");
+    if m == 0 {
+        return;
+    }
     let shared = Shared::new(dx);
     (0..k.div_ceil(PANEL)).into_par_iter().for_each(|u| {
         let (from, cols) = (u * PANEL, PANEL.min(k - u * PANEL));
@@ -225,10 +257,14 @@ fn backward<T: Element>(g: &[f32], w: &[T], (n, k): (usize, usize), dx: &mut [f3
                         }
                     },
                 );
-                // Each unit owns columns from..from + cols of dx, and adds its panels in order.
                 let beta = if top == 0 { 0.0 } else { 1.0 };
-                let g = Matrix { data: &g[top..], row_stride: n, col_stride: 1 };
-                product((m, cols, depth), 1.0, g, Matrix::new(panel, cols), beta, shared.at(from), k);
+                let (g, panel) = (Matrix { data: &g[top..], row_stride: n, col_stride: 1 }, Matrix::new(panel, cols));
+                // SAFETY: in bounds, as `block` asserts; each unit owns columns from..from + cols of dx, and adds its
+                // panels in order.
+                #[allow(unsafe_code)]
+                unsafe {
+                    product((m, cols, depth), 1.0, g, panel, beta, shared.block(from, (m, cols), k), k);
+                }
             }
         });
     });

@@ -38,7 +38,10 @@ pub(crate) fn slice(x: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
 
 /// A pointer that units of parallel work may share; each writes its own elements.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(*mut f32);
+pub(crate) struct Shared {
+    start: *mut f32,
+    len: usize,
+}
 
 // SAFETY: a `Shared` is only made from a `&mut [f32]` that outlives the parallel section, and every unit of work
 // that dereferences it writes elements no other unit touches (stated where it is used).
@@ -50,10 +53,23 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     pub(crate) fn new(data: &mut [f32]) -> Self {
-        Self(data.as_mut_ptr())
+        Self { start: data.as_mut_ptr(), len: data.len() }
     }
-    /// The pointer to element `offset`, for the kernels that prove that it is in bounds and theirs.
-    pub(crate) fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
+
+    /// The pointer to element `offset`, from where `rows` rows of `cols` elements, `stride` apart, are in bounds.
+    pub(crate) fn block(self, offset: usize, (rows, cols): (usize, usize), stride: usize) -> *mut f32 {
+        assert!(rows == 0 || cols == 0 || offset + (rows - 1) * stride + cols <= self.len, "kernel out of bounds");
+        self.start.wrapping_add(offset)
+    }
+
+    /// Elements `start..start + len`.
+    ///
+    /// # Safety
+    /// They belong to the calling unit of work alone, which drops the slice before it asks for them again; and the
+    /// buffer outlives it.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: in bounds, as `block` asserts; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.block(start, (1, len), 0), len) }
     }
 }

@@ -12,11 +12,11 @@ use std::{ops::Range, sync::Arc};
 /// Queries are the last `tq` of the `tk` positions, so that one with a cache sees all keys before it.
 #[derive(Clone, Debug, Default)]
 pub struct Attention {
-    /// What `q·k` is multiplied with; `None` is `1/√d`.
+    /// What `q·k` is multiplied with, above 0; `None` is `1/√d`.
     pub scale: Option<f64>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
-    /// How many keys a query sees at most, itself included (sliding window).
+    /// How many keys a query sees at most, itself included (sliding window); at least 1, and only with `causal`.
     pub window: Option<usize>,
     /// Per row of the batch, the positions that are not padding; `None` is all of them.
     pub valid: Option<Arc<[Range<usize>]>>,
@@ -154,7 +154,13 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<kernel::
     {
         bail!("attention to {valid:?} in {batch} rows of {keys} keys")
     }
+    if dim == 0 || heads == 0 || how.window == Some(0) || how.window.is_some() && !how.causal {
+        bail!("attention of {heads} heads of width {dim} with {how:?}: a window is of at least one key, and causal")
+    }
     let scale = how.scale.unwrap_or(1.0 / (dim as f64).sqrt()) as f32;
+    if !(scale.is_finite() && scale > 0.0) {
+        bail!("attention scores are scaled by {scale}, expected a finite number above 0")
+    }
     let (causal, window, valid) = (how.causal, how.window, how.valid.clone());
     Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid })
 }
@@ -181,6 +187,19 @@ mod tests {
         ] {
             gradcheck("attention", &inputs, |x| attention(&x[0], &x[1], &x[2], &how));
         }
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_refused() {
+        let x = random(1, (1, 3, 1, 2), DType::F32);
+        let refused = |how: Attention| assert!(attention(&x, &x, &x, &how).is_err(), "{how:?}");
+        for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            refused(Attention { scale: Some(scale), ..Attention::default() });
+        }
+        refused(Attention { causal: true, window: Some(0), ..Attention::default() });
+        refused(Attention { window: Some(2), ..Attention::default() });
+        refused(Attention { valid: Some(std::iter::once(0..4).collect()), ..Attention::default() });
+        refused(Attention { valid: Some([0..3, 0..3].into()), ..Attention::default() });
     }
 
     #[test]

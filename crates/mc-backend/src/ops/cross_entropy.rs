@@ -89,7 +89,10 @@ fn check(hidden: &Tensor, head: &Weight, positions: &[u32], targets: &[u32]) -> 
     if d != head.cols() {
         bail!("a head of width {} cannot read {:?}", head.cols(), hidden.shape())
     }
-    let n = hidden.elem_count() / d.max(1);
+    if head.rows() == 0 || d == 0 {
+        bail!("a head of ({}, {d}) has no logits", head.rows())
+    }
+    let n = hidden.elem_count() / d;
     if positions.len() != targets.len() {
         bail!("{} targets for {} positions", targets.len(), positions.len())
     }

@@ -12,7 +12,7 @@ use candle_core::{D, Result, Tensor, bail};
 /// # Errors
 /// If the widths do not match.
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    check(x, weight)?;
+    check(x, weight, bias)?;
     if !kernels::serve(x) || weight.elements().is_none() {
         return composed(x, weight, bias);
     }
@@ -23,24 +23,32 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
 
 /// [`linear`] of plain candle ops.
 pub fn composed(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    check(x, weight)?;
-    let w = weight.to_tensor(x.dtype())?;
-    let y = flat(x)?.matmul(&w.t()?)?.reshape(output_shape(x, weight))?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(&bias.detach().to_dtype(x.dtype())?)?,
-        None => y,
-    };
+    check(x, weight, bias)?;
+    let y = composed_forward(&flat(x)?, weight, bias)?.reshape(output_shape(x, weight))?;
     let (weight, shape) = (weight.clone(), x.shape().clone());
-    // The matrix is read again rather than kept: widened it may be twice the size of the weight.
-    graft([x], Value::Tensor(y), move |g| {
-        let w = weight.to_tensor(g.dtype())?;
-        Ok([Some(flat(g)?.matmul(&w)?.reshape(shape.clone())?)])
-    })
+    graft([x], Value::Tensor(y), move |g| Ok([Some(composed_backward(&flat(g)?, &weight)?.reshape(shape.clone())?)]))
 }
 
-pub(super) fn check(x: &Tensor, weight: &Weight) -> Result<()> {
+/// `x·Wᵀ + bias` of `(n, in)`.
+pub(super) fn composed_forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.matmul(&weight.to_tensor(x.dtype())?.t()?)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.detach().to_dtype(x.dtype())?),
+        None => Ok(y),
+    }
+}
+
+/// `g·W` of `(n, out)`. The matrix is read again rather than kept: widened it may be twice the size of the weight.
+pub(super) fn composed_backward(g: &Tensor, weight: &Weight) -> Result<Tensor> {
+    g.matmul(&weight.to_tensor(g.dtype())?)
+}
+
+pub(super) fn check(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<()> {
     if x.dim(D::Minus1)? != weight.cols() {
         bail!("a projection of width {} cannot read {:?}", weight.cols(), x.shape())
+    }
+    if let Some(bias) = bias.filter(|b| b.dims() != [weight.rows()]) {
+        bail!("a bias of {:?} for {} outputs", bias.shape(), weight.rows())
     }
     Ok(())
 }
@@ -61,7 +69,8 @@ pub(super) fn output_shape(x: &Tensor, weight: &Weight) -> Vec<usize> {
 
 /// The kernel's forward pass: `(n, out)` in a fresh buffer.
 pub(super) fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Vec<f32>> {
-    let (x, bias) = (flat(x)?, bias.map(Tensor::contiguous).transpose()?);
+    let bias = bias.map(|b| b.detach().to_dtype(x.dtype())?.contiguous()).transpose()?;
+    let x = flat(x)?;
     let mut y = vec![0f32; x.dim(0)? * weight.rows()];
     let x = kernels::slice(&x)?;
     let bias = bias.as_ref().map(kernels::slice).transpose()?;
@@ -93,6 +102,7 @@ mod tests {
         let weight = Weight::from_tensor(&random(1, (5, 3), DType::F64)).unwrap();
         let bias = random(2, 5, DType::F64);
         gradcheck("linear", &[random(3, (2, 3, 3), DType::F64)], |x| linear(&x[0], &weight, Some(&bias)));
+        assert!(linear(&random(3, (2, 3), DType::F32), &weight, Some(&random(2, 3, DType::F32))).is_err());
         gradcheck("linear, transposed input", &[random(4, (3, 2), DType::F64)], |x| linear(&x[0].t()?, &weight, None));
     }
 }

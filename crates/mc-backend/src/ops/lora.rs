@@ -59,7 +59,7 @@ impl Dropout {
 /// # Errors
 /// If the shapes do not match.
 pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
-    check(x, weight, lora)?;
+    check(x, weight, bias, lora)?;
     if !kernels::serve(x) || weight.elements().is_none() {
         return composed(x, weight, bias, lora);
     }
@@ -130,20 +130,37 @@ fn input_gradient(g: &Tensor, weight: &Weight, (dh, a): (&[f32], &Tensor), mask:
 
 /// [`lora_linear`] of plain candle ops.
 pub fn composed(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
-    check(x, weight, lora)?;
-    let input = match &lora.dropout {
-        Some(dropout) => (x * dropout.mask(x)?)?,
-        None => x.clone(),
-    };
-    let input = input.contiguous()?.reshape(((), weight.cols()))?;
-    // The parameters are f32; on devices whose activations are not, the cast carries their gradients back.
-    let (a, b) = (lora.a.to_dtype(x.dtype())?, lora.b.to_dtype(x.dtype())?);
-    let low = (input.matmul(&a.t()?)?.matmul(&b.t()?)? * lora.scale)?;
-    linear::composed(x, weight, bias)? + low.reshape(linear::output_shape(x, weight))?
+    check(x, weight, bias, lora)?;
+    let mask = lora.dropout.as_ref().map(|d| linear::flat(&d.mask(x)?)).transpose()?;
+    let dropped = |x: &Tensor| mask.as_ref().map_or_else(|| Ok(x.clone()), |mask| x * mask);
+    let rows = linear::flat(x)?;
+    let input = dropped(&rows)?;
+    // The parameters are f32; on devices whose activations are not, they are rounded here, and their gradients widened.
+    let (a, b) = (lora.a.detach().to_dtype(x.dtype())?, lora.b.detach().to_dtype(x.dtype())?);
+    let h = (input.matmul(&a.t()?)? * lora.scale)?;
+    let y = (linear::composed_forward(&rows, weight, bias)? + h.matmul(&b.t()?)?)?;
+    let y = y.reshape(linear::output_shape(x, weight))?;
+
+    let (weight, shape, wants_x, scale) = (weight.clone(), x.shape().clone(), x.track_op(), lora.scale);
+    let (a_dtype, b_dtype, mask) = (lora.a.dtype(), lora.b.dtype(), mask.clone());
+    graft([x, lora.a, lora.b], Value::Tensor(y), move |g| {
+        let g = linear::flat(g)?;
+        let db = g.t()?.matmul(&h)?.to_dtype(b_dtype)?;
+        let dh = (g.matmul(&b)? * scale)?;
+        let da = dh.t()?.matmul(&input)?.to_dtype(a_dtype)?;
+        let dx = if wants_x {
+            let low = dh.matmul(&a)?;
+            let low = mask.as_ref().map_or_else(|| Ok(low.clone()), |mask| &low * mask)?;
+            Some((linear::composed_backward(&g, &weight)? + low)?.reshape(shape.clone())?)
+        } else {
+            None
+        };
+        Ok([dx, Some(da), Some(db)])
+    })
 }
 
-fn check(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<()> {
-    linear::check(x, weight)?;
+fn check(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Result<()> {
+    linear::check(x, weight, bias)?;
     let ((rank, inner), (outer, rank_b)) = (lora.a.dims2()?, lora.b.dims2()?);
     if rank != rank_b || inner != weight.cols() || outer != weight.rows() || rank == 0 {
         let (a, b) = (lora.a.shape(), lora.b.shape());

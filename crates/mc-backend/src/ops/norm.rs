@@ -30,10 +30,17 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// [`rms_norm`] of plain candle ops; half-precision input is normalised in `f32`.
 pub fn rms_norm_composed(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check(x, weight)?;
-    let wide = widened(x)?;
-    let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
-    let y = wide.broadcast_div(&(mean + eps)?.sqrt()?)?;
-    y.broadcast_mul(&weight.detach().to_dtype(y.dtype())?)?.to_dtype(x.dtype())
+    let wide = widened(&x.detach())?;
+    let weight = weight.detach().to_dtype(wide.dtype())?;
+    let inverse = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let y = wide.broadcast_mul(&inverse)?.broadcast_mul(&weight)?.to_dtype(x.dtype())?;
+    // dx = r·h − x·r³·mean(h·x) with h = g·w, as in the kernel.
+    graft([x], Value::Tensor(y), move |g| {
+        let h = widened(g)?.broadcast_mul(&weight)?;
+        let pull = ((&h * &wide)?.mean_keepdim(D::Minus1)? * inverse.powf(3.0)?)?;
+        let dx = (h.broadcast_mul(&inverse)? - wide.broadcast_mul(&pull)?)?;
+        Ok([Some(dx.to_dtype(g.dtype())?)])
+    })
 }
 
 /// `(x − mean) / √(variance + eps) · weight + bias`: x `(…, d)`, weight and bias `(d)`, frozen (Ba et al., 2016).
@@ -64,16 +71,23 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
 /// [`layer_norm`] of plain candle ops; half-precision input is normalised in `f32`.
 pub fn layer_norm_composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     check(x, weight)?;
-    let wide = widened(x)?;
+    let wide = widened(&x.detach())?;
+    let weight = weight.detach().to_dtype(wide.dtype())?;
     let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let y = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
-    let y = y.broadcast_mul(&weight.detach().to_dtype(y.dtype())?)?;
+    let inverse = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let normal = centred.broadcast_mul(&inverse)?;
+    let y = normal.broadcast_mul(&weight)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(&bias.detach().to_dtype(y.dtype())?)?,
         None => y,
     };
-    y.to_dtype(x.dtype())
+    // dx = r·(h − mean(h) − n·mean(h·n)) with h = g·w and n the normalised row, as in the kernel.
+    graft([x], Value::Tensor(y.to_dtype(x.dtype())?), move |g| {
+        let h = widened(g)?.broadcast_mul(&weight)?;
+        let along = normal.broadcast_mul(&(&h * &normal)?.mean_keepdim(D::Minus1)?)?;
+        let dx = (h.broadcast_sub(&h.mean_keepdim(D::Minus1)?)? - along)?.broadcast_mul(&inverse)?;
+        Ok([Some(dx.to_dtype(g.dtype())?)])
+    })
 }
 
 fn widened(x: &Tensor) -> Result<Tensor> {

@@ -92,10 +92,16 @@ pub fn composed(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tenso
     let turn =
         |table: &Tensor| table.index_select(&index, 0)?.reshape((rows, t, 1, d / 2))?.to_dtype(widened(x.dtype()));
     let (cos, sin) = (turn(&table.cos)?, turn(&table.sin)?);
+    let y = turned(&x.detach(), &cos, &sin)?;
+    graft([x], Value::Tensor(y), move |g| Ok([Some(turned(g, &cos, &sin.neg()?)?)]))
+}
+
+fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
     let wide = x.to_dtype(widened(x.dtype()))?;
-    let (x1, x2) = (wide.narrow(D::Minus1, 0, d / 2)?, wide.narrow(D::Minus1, d / 2, d / 2)?);
-    let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
-    let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
+    let (x1, x2) = (wide.narrow(D::Minus1, 0, half)?, wide.narrow(D::Minus1, half, half)?);
+    let y1 = (x1.broadcast_mul(cos)? - x2.broadcast_mul(sin)?)?;
+    let y2 = (x2.broadcast_mul(cos)? + x1.broadcast_mul(sin)?)?;
     Tensor::cat(&[y1, y2], D::Minus1)?.to_dtype(x.dtype())
 }
 
