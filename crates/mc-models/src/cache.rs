@@ -93,6 +93,11 @@ impl KVCache {
         self.config.batch_size
     }
 
+    /// Tokens of each row that may ever be in it.
+    pub fn max_length(&self) -> usize {
+        self.config.max_length
+    }
+
     /// Bytes that its buffers take.
     pub fn size_in_bytes(&self) -> usize {
         self.layers.iter().map(|l| 2 * l.k.elem_count() * l.k.dtype().size_in_bytes()).sum()
