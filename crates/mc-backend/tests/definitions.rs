@@ -115,7 +115,7 @@ fn rope_is_its_definition() -> Result<()> {
 type Op<'a> = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>;
 
 /// Every op by name, on its fused and its composed path, with the shapes of its differentiable arguments.
-fn every_op<'a>(f: &'a Frozen) -> Vec<(&'static str, Vec<Vec<usize>>, Op<'a>)> {
+fn every_op(f: &Frozen) -> Vec<(&'static str, Vec<Vec<usize>>, Op<'_>)> {
     let x = || vec![2, 3, 6];
     let heads = || vec![2, 3, 2, 6];
     let lora = |v: &[Tensor]| (v[1].clone(), v[2].clone());

@@ -129,9 +129,12 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     assert!(place.path("out/adapter_config.json").is_file(), "a run goes on without a reader");
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_full_stdout_is_a_failure() {
+    // Only Linux has a device that is always full.
+    if !std::path::Path::new("/dev/full").exists() {
+        return;
+    }
     let place = Place::new();
     for args in [&format!("{GENERATE} --prompt The"), &format!("{GENERATE} --prompt The --json"), "inspect model"] {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("metal-candle"));
