@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 13] = [
+const MODELS: [&str; 15] = [
     "llama",
     "llama-bias",
     "llama-linear",
@@ -20,11 +20,13 @@ const MODELS: [&str; 13] = [
     "llama3",
     "mistral",
     "mistral-full",
+    "mistral-long",
     "qwen2",
     "qwen2-bf16",
     "qwen2-old",
     "qwen2-window",
     "qwen3",
+    "qwen3-eps",
     "qwen3-untied",
 ];
 
@@ -74,6 +76,7 @@ fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
     for name in MODELS {
         let (model, expected) = load(name)?;
         let (prompt, greedy) = (ids(&expected["prompt"])?, ids(&expected["greedy"])?);
+        assert_eq!((prompt.len(), greedy.len()), (7, 24), "{name}");
         // A capacity below the prompt makes the cache grow on the way.
         let config = KVCacheConfig { initial_capacity: 3, ..KVCacheConfig::default() };
         let mut cache = KVCache::new(&*model, config)?;
@@ -91,7 +94,7 @@ fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
             sequence.push(next);
             new = vec![next];
         }
-        assert_eq!(cache.len(), prompt.len() + greedy.len() - 1);
+        assert_eq!(cache.len(), 7 + 24 - 1);
     }
     Ok(())
 }

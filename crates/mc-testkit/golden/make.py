@@ -43,6 +43,7 @@ def main():
     for name in TRAINING:
         make_training(name)
     write_json(HERE / "schedules.json", schedules())
+    write_json(HERE / "configs.json", configs())
 
 
 # ---------------------------------------------------------------------------------------------------------- models
@@ -58,7 +59,9 @@ SHAPE = {
     "llama-bias": dict(vocab_size=91, hidden_size=30, intermediate_size=43, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=14),
     "mistral": dict(vocab_size=99, hidden_size=32, intermediate_size=49, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=10),
     "mistral-full": dict(vocab_size=93, hidden_size=36, intermediate_size=37, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3),
+    "mistral-long": dict(vocab_size=61, hidden_size=24, intermediate_size=29, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
     "qwen3": dict(vocab_size=101, hidden_size=34, intermediate_size=55, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=10),
+    "qwen3-eps": dict(vocab_size=67, hidden_size=26, intermediate_size=31, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=8),
     "qwen3-untied": dict(vocab_size=87, hidden_size=40, intermediate_size=39, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=6),
 }
 
@@ -111,8 +114,18 @@ MODELS = {
         head_dim=None, hidden_act="silu", initializer_range=0.02, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=1000000.0, sliding_window=None,
         tie_word_embeddings=False, torch_dtype="float32", transformers_version="4.42.0", use_cache=True,
     ),
+    # Longer than any tile of a kernel, and the window begins and ends inside one.
+    "mistral-long": MistralConfig(
+        **SHAPE["mistral-long"], **TOKENS, max_position_embeddings=256, sliding_window=71,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
     "qwen3": Qwen3Config(
         **SHAPE["qwen3"], **TOKENS, max_position_embeddings=64, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    ),
+    # Large enough that every norm shows it.
+    "qwen3-eps": Qwen3Config(
+        **SHAPE["qwen3-eps"], **TOKENS, max_position_embeddings=64, rms_norm_eps=1e-2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     ),
     "qwen3-untied": Qwen3Config(
         **SHAPE["qwen3-untied"], **TOKENS, max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
@@ -120,7 +133,10 @@ MODELS = {
 }
 
 # The seed's name where it is not the model's own: the same weights again, or weights whose greedy tokens vary.
-SEED = {"llama-sharded": "llama", "qwen2-bf16": "qwen2-bf16 1", "llama-bias": "llama-bias 1"}
+SEED = {"llama-sharded": "llama", "qwen2-bf16": "qwen2-bf16 1", "llama-bias": "llama-bias 1", "qwen3-eps": "qwen3-eps 1"}
+
+# Tokens per row of `input_ids` where they are not 23.
+LENGTH = {"mistral-long": 149}
 
 GENERATION = {
     "qwen2": GenerationConfig(bos_token_id=1, eos_token_id=[2, 7], pad_token_id=0, do_sample=True, temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05)
@@ -143,7 +159,7 @@ def make_model(name):
     model = load_model(name)
     rng = seeded(f"{name} inputs")
     vocab = model.config.vocab_size
-    ids = tokens(rng, vocab, 2, 23)
+    ids = tokens(rng, vocab, 2, LENGTH.get(name, 23))
     prompt = tokens(rng, vocab, 1, 7)
     padded, mask = tokens(rng, vocab, 3, 11), torch.ones(3, 11, dtype=torch.int64)
     for row, pads in enumerate((4, 0, 7)):
@@ -213,6 +229,7 @@ ADAPTERS = {
     "lora-qwen3": ("qwen3", dict(r=2, lora_alpha=3, **ALL)),
     "rslora": ("llama3", dict(r=5, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "o_proj", "up_proj"])),
     "dora": ("qwen2", dict(r=3, lora_alpha=5, use_dora=True, **ALL)),
+    "dora-rslora": ("qwen2", dict(r=3, lora_alpha=4, use_dora=True, use_rslora=True, target_modules=["q_proj", "o_proj", "up_proj"])),
     "dora-llama": ("llama-bias", dict(r=2, lora_alpha=4, use_dora=True, **ALL)),
     # The first key that matches a module counts, so layer 0 has `q_proj` of rank 5 and layer 1 of rank 2.
     "patterns": (
@@ -392,6 +409,74 @@ def schedule_values(kind, lr, warmup, total, count, min_lr=None):
         optimizer.step()
         scheduler.step()
     return values
+
+
+# --------------------------------------------------------------------------------------------------------- configs
+
+REQUIRED = dict(vocab_size=11, hidden_size=256, intermediate_size=8, num_hidden_layers=2, num_attention_heads=32)
+LLAMA31 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+SLIDING = dict(use_sliding_window=True, num_hidden_layers=30)
+
+# Beside the architecture and REQUIRED: what a file may say or leave out.
+CONFIGS = [
+    *(
+        (kind, fields)
+        for kind in ("llama", "mistral", "qwen2", "qwen3")
+        for fields in (
+            {},
+            dict(num_key_value_heads=4, rms_norm_eps=3e-5, rope_theta=70000.0, max_position_embeddings=4096),
+            dict(rope_parameters=dict(rope_type="default", rope_theta=900.0), head_dim=6),
+            dict(rope_scaling=dict(type="linear", factor=3.0), rope_theta=500.0),
+        )
+    ),
+    *((kind, dict(num_key_value_heads=None)) for kind in ("llama", "qwen2", "qwen3")),
+    ("llama", dict(attention_bias=True)),
+    ("llama", dict(mlp_bias=True)),
+    ("llama", dict(head_dim=64, rope_theta=500000.0, rope_scaling=LLAMA31)),
+    ("llama", dict(head_dim=128, rope_theta=500000.0, rope_scaling=LLAMA31)),
+    ("llama", dict(head_dim=128, rope_theta=500000.0, rope_scaling={**LLAMA31, "factor": 32.0, "low_freq_factor": 1.7, "high_freq_factor": 9.0})),
+    ("mistral", dict(sliding_window=None)),
+    ("mistral", dict(sliding_window=9, head_dim=None)),
+    ("qwen3", dict(attention_bias=True)),
+    *(
+        (kind, fields)
+        for kind in ("qwen2", "qwen3")
+        for fields in (
+            SLIDING,
+            dict(use_sliding_window=False, sliding_window=9, max_window_layers=0),
+            dict(use_sliding_window=True, sliding_window=9, max_window_layers=1),
+            dict(use_sliding_window=True, sliding_window=9, max_window_layers=0),
+            dict(use_sliding_window=True, sliding_window=None, max_window_layers=0),
+            dict(use_sliding_window=True, sliding_window=9, max_window_layers=2, layer_types=["sliding_attention", "full_attention"]),
+        )
+    ),
+]
+
+
+def configs():
+    """Files, and what a model made from each has: asked of its modules, not of its config."""
+    cases = []
+    for kind, fields in CONFIGS:
+        file = {"model_type": kind, **REQUIRED, **fields}
+        config = transformers.AutoConfig.for_model(**copy.deepcopy(file))
+        model = AutoModelForCausalLM.from_config(config).model
+        attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
+        # Mistral's layers take the window from the config, those of Qwen have their own.
+        window = lambda layer: layer.self_attn.sliding_window if kind.startswith("qwen") else getattr(config, "sliding_window", None)
+        expected = {
+            "num_key_value_heads": attention.k_proj.out_features // attention.head_dim,
+            "head_dim": attention.head_dim,
+            "rms_norm_eps": model.norm.variance_epsilon,
+            "max_position_embeddings": config.max_position_embeddings,
+            "qkv_bias": attention.k_proj.bias is not None,
+            "o_bias": attention.o_proj.bias is not None,
+            "mlp_bias": mlp.down_proj.bias is not None,
+            "qk_norm": hasattr(attention, "q_norm"),
+            "sliding_windows": [window(layer) for layer in model.layers],
+            "inverse_frequencies": model.rotary_emb.inv_freq.tolist(),
+        }
+        cases.append({"config": file, "expected": expected})
+    return cases
 
 
 # --------------------------------------------------------------------------------------------------- files and seeds
