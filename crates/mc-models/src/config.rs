@@ -64,16 +64,27 @@ impl ModelConfig {
     pub fn from_json(file: &str, json: &Value) -> Result<Self> {
         let fields = Fields::new(file, json)?;
         let model_type = fields.text("model_type")?;
-        let mut config = fields.decoder(&model_type)?;
-        match model_type.as_str() {
-            "qwen2" => qwen2::configure(&mut config, &fields)?,
-            "llama" => llama::configure(&mut config, &fields)?,
-            "mistral" => mistral::configure(&mut config, &fields)?,
-            "qwen3" => qwen3::configure(&mut config, &fields)?,
+        type Configure = fn(&mut ModelConfig, &Fields) -> Result<()>;
+        let (defaults, configure): (Defaults, Configure) = match model_type.as_str() {
+            "qwen2" => (qwen2::DEFAULTS, qwen2::configure),
+            "llama" => (llama::DEFAULTS, llama::configure),
+            "mistral" => (mistral::DEFAULTS, mistral::configure),
+            "qwen3" => (qwen3::DEFAULTS, qwen3::configure),
             _ => return Err(Error::Architecture { file: file.into(), found: model_type }),
-        }
+        };
+        let mut config = fields.decoder(model_type, &defaults)?;
+        configure(&mut config, &fields)?;
         Ok(config)
     }
+}
+
+/// What a missing key means where architectures differ in it (transformers, `configuration_*.py`).
+pub(crate) struct Defaults {
+    /// `None`: as many as queries have, which null means everywhere.
+    pub(crate) num_key_value_heads: Option<usize>,
+    /// `None`: the heads share the width of the model.
+    pub(crate) head_dim: Option<usize>,
+    pub(crate) max_position_embeddings: usize,
 }
 
 /// The fields of a configuration, read one by one with the limits they have to keep.
@@ -145,22 +156,27 @@ impl<'a> Fields<'a> {
     }
 
     /// What all decoders have in common. The limits are generous, and keep a damaged file from asking for all memory.
-    fn decoder(&self, model_type: &str) -> Result<ModelConfig> {
-        if !SUPPORTED.contains(&model_type) {
-            return Err(Error::Architecture { file: self.file.into(), found: model_type.into() });
+    fn decoder(&self, model_type: String, defaults: &Defaults) -> Result<ModelConfig> {
+        if let Some(quantization) = self.get("quantization_config") {
+            // Read as they stand, such weights are wrong numbers: their scales lie in other tensors.
+            let method = quantization.get("quant_method").unwrap_or(quantization);
+            return Err(self.error("quantization_config", format!("is {method}: quantized weights are not supported")));
         }
         let hidden_size = self.required_size("hidden_size", 1..=131_072)?;
         let num_hidden_layers = self.required_size("num_hidden_layers", 1..=1_024)?;
         let num_attention_heads = self.required_size("num_attention_heads", 1..=1_024)?;
-        let num_key_value_heads = self.size("num_key_value_heads", 1..=1_024)?.unwrap_or(num_attention_heads);
+        let missing = !self.map.contains_key("num_key_value_heads");
+        let num_key_value_heads = self
+            .size("num_key_value_heads", 1..=1_024)?
+            .or(defaults.num_key_value_heads.filter(|_| missing))
+            .unwrap_or(num_attention_heads);
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let problem =
                 format!("is {num_key_value_heads}, which does not divide {num_attention_heads} attention heads");
             return Err(self.error("num_key_value_heads", problem));
         }
-        let head_dim = match self.size("head_dim", 2..=2_048)? {
+        let head_dim = match self.size("head_dim", 2..=2_048)?.or(defaults.head_dim) {
             Some(d) => d,
-            None if model_type == "qwen3" => qwen3::HEAD_DIM,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
                 let problem = format!(
@@ -180,7 +196,7 @@ impl<'a> Fields<'a> {
             return Err(self.error("hidden_act", format!("is {act}, expected \"silu\"")));
         }
         Ok(ModelConfig {
-            model_type: model_type.into(),
+            model_type,
             vocab_size: self.required_size("vocab_size", 1..=10_000_000)?,
             hidden_size,
             intermediate_size: self.required_size("intermediate_size", 1..=1_048_576)?,
@@ -189,7 +205,9 @@ impl<'a> Fields<'a> {
             num_key_value_heads,
             head_dim,
             rms_norm_eps: self.number("rms_norm_eps", 0.0..=0.1)?.unwrap_or(1e-6),
-            max_position_embeddings: self.size("max_position_embeddings", 1..=1 << 30)?.unwrap_or(2048),
+            max_position_embeddings: self
+                .size("max_position_embeddings", 1..=1 << 30)?
+                .unwrap_or(defaults.max_position_embeddings),
             tie_word_embeddings: self
                 .get("tie_word_embeddings")
                 .map(|_| self.flag("tie_word_embeddings", false))
@@ -509,32 +527,31 @@ mod tests {
 
     #[test]
     fn what_a_file_leaves_open() {
-        let bare = |model_type: &str, fields: &Value| {
+        let read = |model_type: &str, fields: &Value| {
             let mut json = json!({"model_type": model_type, "vocab_size": 97, "hidden_size": 36,
                 "intermediate_size": 47, "num_hidden_layers": 2, "num_attention_heads": 6});
             json.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
             read(&json).unwrap()
         };
-        for model_type in ["qwen2", "llama", "mistral"] {
-            let c = bare(model_type, &json!({}));
-            assert_eq!((c.num_key_value_heads, c.head_dim, c.tie_word_embeddings), (6, 6, None));
-            assert_eq!(c.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
-            let window = (model_type == "mistral").then_some(4096);
-            assert_eq!(c.sliding_windows, [window, window]);
-            assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm), (model_type == "qwen2", false, false, false));
+        let heads = json!({"num_key_value_heads": null});
+        for model_type in SUPPORTED {
+            let c = read(model_type, &heads);
+            assert_eq!((c.num_key_value_heads, c.tie_word_embeddings), (6, None), "{model_type}");
         }
         // The width of Qwen3's heads never follows from that of the model, which they need not divide.
-        for hidden in [36, 37] {
-            let c = bare("qwen3", &json!({"hidden_size": hidden}));
-            assert_eq!((c.head_dim, c.qk_norm, c.qkv_bias), (128, true, false));
+        assert_eq!(read("qwen3", &json!({"num_key_value_heads": 2, "hidden_size": 37})).head_dim, 128);
+        assert_eq!(read("llama", &json!({"sliding_window": 4})).sliding_windows, [None, None]);
+    }
+
+    #[test]
+    fn quantized_weights_are_refused() {
+        for model_type in SUPPORTED {
+            read(&with(model_type, &json!({"quantization_config": null}))).unwrap();
+            let fp8 = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+            let expected = "`quantization_config` is \"fp8\": quantized weights are not supported";
+            check_error(&with(model_type, &json!({"quantization_config": fp8})), expected);
+            let expected = "`quantization_config` is {\"bits\":4}: quantized weights are not supported";
+            check_error(&with(model_type, &json!({"quantization_config": {"bits": 4}})), expected);
         }
-        // A window that is switched off means nothing, whatever its size.
-        let off = json!({"use_sliding_window": false, "sliding_window": 4, "max_window_layers": 0});
-        assert_eq!(bare("qwen2", &off).sliding_windows, [None, None]);
-        let on = json!({"use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1});
-        assert_eq!(bare("qwen2", &on).sliding_windows, [None, Some(4)]);
-        assert_eq!(bare("qwen3", &on).sliding_windows, [None, Some(4)]);
-        assert_eq!(bare("mistral", &json!({"sliding_window": 4})).sliding_windows, [Some(4), Some(4)]);
-        assert_eq!(bare("llama", &json!({"sliding_window": 4})).sliding_windows, [None, None]);
     }
 }

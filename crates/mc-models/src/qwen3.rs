@@ -1,9 +1,12 @@
 //! Qwen3: no biases, queries and keys normalised per head, head width on its own.
 
-use crate::{ModelConfig, Result, config::Fields};
+use crate::{
+    ModelConfig, Result,
+    config::{Defaults, Fields},
+};
 
-/// Width of a head where the file does not say (transformers, `Qwen3Config`).
-pub(crate) const HEAD_DIM: usize = 128;
+pub(crate) const DEFAULTS: Defaults =
+    Defaults { num_key_value_heads: Some(32), head_dim: Some(128), max_position_embeddings: 32_768 };
 
 pub(crate) fn configure(config: &mut ModelConfig, fields: &Fields) -> Result<()> {
     config.qk_norm = true;

@@ -21,7 +21,8 @@ impl Scripted {
     pub(crate) fn new(vocab_size: usize, script: &[u32]) -> Self {
         let json = serde_json::json!({
             "model_type": "qwen2", "vocab_size": vocab_size, "hidden_size": 2, "intermediate_size": 2,
-            "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 10_000,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+            "max_position_embeddings": 10_000,
         });
         // No blocks: then there is nothing to attend to, and nothing to cache.
         let config = ModelConfig { num_hidden_layers: 0, ..ModelConfig::from_json("script", &json).unwrap() };
