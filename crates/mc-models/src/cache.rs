@@ -1,9 +1,13 @@
 //! Keys and values of the tokens a model has read.
 //!
 //! One buffer per layer, `(b, capacity, kv_heads, head_dim)`: only the grouped heads are stored, and growing doubles it.
+//! Between passes all layers hold the same tokens; a pass that finds it otherwise is refused.
 
 use crate::ModelConfig;
 use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// What the buffers of a cache may take at most: 1 TiB, so that a mistaken size is an error and no product overflows.
+const MAX_BYTES: usize = 1 << 40;
 
 /// How a cache is laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +54,7 @@ impl KVCache {
     /// An empty cache for `model`.
     ///
     /// # Errors
-    /// If a size is 0, or the device has no memory for the initial capacity.
+    /// If a size is 0, or the buffers would exceed 1 TiB or what the device has.
     pub fn new(model: &dyn crate::CausalLM, config: KVCacheConfig) -> Result<Self> {
         Self::with_sizes(model.config(), model.dtype(), model.device(), config)
     }
@@ -61,6 +65,7 @@ impl KVCache {
             bail!("a cache needs a batch size and a capacity of at least 1, got {config:?}")
         }
         let shape = (config.batch_size, capacity, model.num_key_value_heads, model.head_dim);
+        check_size(model.num_hidden_layers, shape, dtype)?;
         let layer =
             || Ok(Layer { k: Tensor::zeros(shape, dtype, device)?, v: Tensor::zeros(shape, dtype, device)?, len: 0 });
         let layers = (0..model.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
@@ -80,7 +85,7 @@ impl KVCache {
 
     /// How many tokens of each row are in it.
     pub fn len(&self) -> usize {
-        self.layers.last().map_or(0, |l| l.len)
+        self.layer_len(0)
     }
 
     /// Whether it holds nothing.
@@ -108,15 +113,34 @@ impl KVCache {
         self.layers.iter_mut().for_each(|l| l.len = l.len.min(len));
     }
 
+    /// Refuses a cache of another depth: its spare layers would never be read, or a later one be missing.
+    pub(crate) fn check_depth(&self, layers: usize) -> Result<()> {
+        if self.layers.len() != layers {
+            bail!("the cache is of a model with {} layers, expected {layers}", self.layers.len())
+        }
+        Ok(())
+    }
+
     pub(crate) fn layer_len(&self, layer: usize) -> usize {
         self.layers.get(layer).map_or(0, |l| l.len)
     }
 
     /// Appends k and v `(b, t, kv_heads, d)` to a layer; returns views of all its keys and values.
-    pub(crate) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let max_length = self.config.max_length;
-        let Some(layer) = self.layers.get_mut(layer) else { bail!("the cache is of a model with fewer layers") };
+    pub(crate) fn append(&mut self, index: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (max_length, layers) = (self.config.max_length, self.layers.len());
+        if index >= layers {
+            bail!("layer {index} of a cache with {layers}")
+        }
         let (b, t, heads, d) = k.dims4()?;
+        let before = self.layer_len(index);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let expected = if i < index { before + t } else { before };
+            if layer.len != expected {
+                let found = layer.len;
+                bail!("layer {i} of the cache holds {found} tokens, expected {expected}: a pass was not finished")
+            }
+        }
+        let layer = &mut self.layers[index];
         let (cache_b, capacity, cache_heads, cache_d) = layer.k.dims4()?;
         if (b, heads, d) != (cache_b, cache_heads, cache_d) {
             bail!("keys {:?} do not fit a cache of {:?}", k.shape(), layer.k.shape())
@@ -127,18 +151,30 @@ impl KVCache {
         }
         if len > capacity {
             let capacity = len.max(2 * capacity).min(max_length);
-            for buffer in [&mut layer.k, &mut layer.v] {
+            check_size(layers, (b, capacity, heads, d), layer.k.dtype())?;
+            let grow = |buffer: &Tensor| {
                 let grown = Tensor::zeros((b, capacity, heads, d), buffer.dtype(), buffer.device())?;
-                if layer.len > 0 {
-                    grown.slice_set(&buffer.narrow(1, 0, layer.len)?.contiguous()?, 1, 0)?;
+                if before > 0 {
+                    grown.slice_set(&buffer.narrow(1, 0, before)?.contiguous()?, 1, 0)?;
                 }
-                *buffer = grown;
-            }
+                Ok::<_, candle_core::Error>(grown)
+            };
+            // Both or neither: their capacities must stay equal.
+            (layer.k, layer.v) = (grow(&layer.k)?, grow(&layer.v)?);
         }
         layer.k.slice_set(&k.detach().contiguous()?, 1, layer.len)?;
         layer.v.slice_set(&v.detach().contiguous()?, 1, layer.len)?;
         layer.len = len;
         Ok((layer.k.narrow(1, 0, len)?, layer.v.narrow(1, 0, len)?))
+    }
+}
+
+/// Refuses keys and values of `layers` whose size exceeds [`MAX_BYTES`].
+fn check_size(layers: usize, (b, capacity, heads, d): (usize, usize, usize, usize), dtype: DType) -> Result<()> {
+    let factors = [2, layers, b, capacity, heads, d, dtype.size_in_bytes()];
+    match factors.into_iter().try_fold(1usize, usize::checked_mul) {
+        Some(bytes) if bytes <= MAX_BYTES => Ok(()),
+        _ => bail!("a cache for {b} rows of {capacity} tokens in {layers} layers exceeds 1 TiB"),
     }
 }
 
@@ -225,9 +261,15 @@ mod tests {
             let error = cache(KVCacheConfig { batch_size, initial_capacity, max_length }).unwrap_err().to_string();
             assert!(error.contains("at least 1"), "{error}");
         }
+        for (batch_size, initial_capacity) in [(usize::MAX, 256), (1 << 40, 1), (1, usize::MAX), (1 << 32, 1 << 32)] {
+            let error = cache(KVCacheConfig { batch_size, initial_capacity, max_length: usize::MAX }).unwrap_err();
+            assert!(error.to_string().contains("exceeds 1 TiB"), "{error}");
+        }
         let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity: 100, max_length: 4 })?;
         assert_eq!(cache.size_in_bytes(), 2 * 2 * 2 * 4 * 2 * 4 * 4, "no more than may ever be in it");
-        cache.append(0, &tokens(1, 3), &tokens(1, 3))?;
+        for layer in 0..2 {
+            cache.append(layer, &tokens(1, 3), &tokens(1, 3))?;
+        }
         let error = cache.append(0, &tokens(1, 2), &tokens(1, 2)).unwrap_err().to_string();
         assert!(error.contains("5 tokens exceed the cache's maximum of 4"), "{error}");
         for shape in [(1, 1, 2, 4), (2, 1, 3, 4), (2, 1, 2, 6)] {
@@ -235,7 +277,28 @@ mod tests {
             assert!(cache.append(0, &wrong, &wrong).is_err(), "{shape:?}");
         }
         assert!(cache.append(2, &tokens(1, 1), &tokens(1, 1)).is_err(), "a third layer");
-        assert_eq!(cache.layer_len(0), 3);
+        assert_eq!((cache.layer_len(0), cache.layer_len(1)), (3, 3));
+        Ok(())
+    }
+
+    #[test]
+    fn layers_at_odds_are_refused() -> Result<()> {
+        let check = |cache: &mut KVCache, layer, tokens: &Tensor, message: &str| {
+            let error = cache.append(layer, tokens, tokens).unwrap_err().to_string();
+            assert_eq!(error.lines().next(), Some(format!("{message}: a pass was not finished").as_str()));
+        };
+        let mut cache = cache(KVCacheConfig { batch_size: 2, initial_capacity: 8, max_length: 8 })?;
+        let (three, two) = (tokens(1, 3), tokens(2, 2));
+        check(&mut cache, 1, &three, "layer 0 of the cache holds 0 tokens, expected 3");
+        cache.append(0, &three, &three)?;
+        check(&mut cache, 0, &three, "layer 1 of the cache holds 0 tokens, expected 3");
+        check(&mut cache, 1, &two, "layer 0 of the cache holds 3 tokens, expected 2");
+        assert_eq!((cache.len(), cache.layer_len(1)), (3, 0));
+        // Rolled back to what all layers hold, it is whole again.
+        cache.truncate(0);
+        for layer in 0..2 {
+            assert_eq!(values(&cache.append(layer, &two, &two)?.0), values(&two));
+        }
         Ok(())
     }
 }

@@ -64,7 +64,6 @@ impl ModelConfig {
     pub fn from_json(file: &str, json: &Value) -> Result<Self> {
         let fields = Fields::new(file, json)?;
         let model_type = fields.text("model_type")?;
-        type Configure = fn(&mut ModelConfig, &Fields) -> Result<()>;
         let (defaults, configure): (Defaults, Configure) = match model_type.as_str() {
             "qwen2" => (qwen2::DEFAULTS, qwen2::configure),
             "llama" => (llama::DEFAULTS, llama::configure),
@@ -77,6 +76,9 @@ impl ModelConfig {
         Ok(config)
     }
 }
+
+/// What an architecture makes of its own fields.
+type Configure = fn(&mut ModelConfig, &Fields) -> Result<()>;
 
 /// What a missing key means where architectures differ in it (transformers, `configuration_*.py`).
 pub(crate) struct Defaults {
@@ -269,9 +271,10 @@ impl<'a> Fields<'a> {
     /// The window of each block: `layer_types` decides where it is there, else `sliding` by index.
     pub(crate) fn sliding_windows(&self, layers: usize, sliding: impl Fn(usize) -> bool) -> Result<Vec<Option<usize>>> {
         // A missing key is transformers' default of these architectures; null is no window.
-        let window = match self.map.contains_key("sliding_window") {
-            true => self.size("sliding_window", 1..=1 << 30)?,
-            false => Some(4096),
+        let window = if self.map.contains_key("sliding_window") {
+            self.size("sliding_window", 1..=1 << 30)?
+        } else {
+            Some(4096)
         };
         let types = match self.get("layer_types") {
             None => return Ok((0..layers).map(|i| window.filter(|_| sliding(i))).collect()),

@@ -100,12 +100,30 @@ pub trait CausalLM: Send + Sync {
     fn head(&self) -> &Weight;
 
     /// Embed, all blocks, norm: what the head reads.
+    ///
+    /// # Errors
+    /// If the cache is of another model, arguments do not fit, or a computation fails; then the cache is as before.
     fn hidden(&self, ids: &[u32], shape: (usize, usize), pass: &mut Pass) -> Result<Tensor> {
-        let mut x = self.embed(ids, shape)?;
-        for index in 0..self.num_blocks() {
-            x = self.block(index, &x, pass)?;
+        let before = match &pass.cache {
+            Some(cache) => {
+                cache.check_depth(self.config().num_hidden_layers)?;
+                cache.len()
+            }
+            None => 0,
+        };
+        let run = |pass: &mut Pass| {
+            let mut x = self.embed(ids, shape)?;
+            for index in 0..self.num_blocks() {
+                x = self.block(index, &x, pass)?;
+            }
+            self.norm(&x)
+        };
+        let hidden = run(pass);
+        if let (Err(_), Some(cache)) = (&hidden, &mut pass.cache) {
+            // Some layers have read the tokens, others have not.
+            cache.truncate(before);
         }
-        self.norm(&x)
+        hidden
     }
 
     /// `hidden·headᵀ`: `(…, hidden size)` → `(…, vocabulary)`. For a few positions: training never makes whole logits.

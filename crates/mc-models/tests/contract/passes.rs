@@ -3,8 +3,9 @@
 use crate::tiny::{Dice, Tiny, logits, models};
 use candle_core::{IndexOp, Result, Tensor};
 use mc_backend::{Purpose, Stream};
-use mc_models::{CausalLM, KVCache, KVCacheConfig, Pass};
+use mc_models::{Adapter, CausalLM, KVCache, KVCacheConfig, Pass, Projection};
 use mc_testkit::{Tolerance, assert_close};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Sums of another order differ in their last bits; logits are of size 1 to 50.
 const CLOSE: Tolerance = Tolerance { absolute: 1e-5, relative: 2e-6 };
@@ -166,6 +167,84 @@ fn a_window_ends_where_it_says() -> Result<()> {
         for i in 0..t {
             let same = before.i((0, i))?.to_vec1::<f32>()? == after.i((0, i))?.to_vec1::<f32>()?;
             assert_eq!(same, !(2..2 + window).contains(&i), "{}: token 2 and logits {i}", tiny.name);
+        }
+    }
+    Ok(())
+}
+
+/// Fails at one group, the first being 0, and adds nothing to the others.
+struct FailsAt(AtomicUsize);
+
+impl Adapter for FailsAt {
+    fn project(&self, group: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
+        if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
+            candle_core::bail!("a group fails")
+        }
+        group.iter().map(|p| p.forward(x)).collect()
+    }
+}
+
+/// Wherever a pass fails, the cache is as before it: the same tokens again give what they would have given.
+#[test]
+fn a_failed_pass_leaves_the_cache_as_it_was() -> Result<()> {
+    for tiny in models().step_by(3) {
+        let (model, t) = (tiny.load(), 7);
+        let ids = tiny.ids(6, 2 * t);
+        let whole = logits(&*model, &ids, 2, &mut Pass::default())?;
+        let groups = 4 * model.num_blocks();
+        for before in [0, 4] {
+            let mut cache = cache(&*model, 2, 2)?;
+            if before > 0 {
+                let mut pass = Pass { cache: Some(&mut cache), ..Pass::default() };
+                logits(&*model, &columns(&ids, t, 0, before), 2, &mut pass)?;
+            }
+            for group in 0..groups {
+                let fails = FailsAt(group.into());
+                let mut pass = Pass { cache: Some(&mut cache), adapter: Some(&fails), left_padding: None };
+                let error = logits(&*model, &columns(&ids, t, before, t), 2, &mut pass).unwrap_err().to_string();
+                assert!(error.contains("a group fails"), "{}, group {group}: {error}", tiny.name);
+                assert_eq!(cache.len(), before, "{}, group {group}", tiny.name);
+            }
+            let mut pass = Pass { cache: Some(&mut cache), ..Pass::default() };
+            let rest = logits(&*model, &columns(&ids, t, before, t), 2, &mut pass)?;
+            assert_close(&tiny.name, &rest, &whole.i((.., before..))?, CLOSE);
+        }
+    }
+    Ok(())
+}
+
+/// A walk over the blocks that stops half-way is its caller's to roll back; until then nothing is read.
+#[test]
+fn a_walk_that_stops_half_way_is_noticed() -> Result<()> {
+    for tiny in models().filter(|tiny| tiny.config.num_hidden_layers > 1).step_by(3) {
+        let (model, ids) = (tiny.load(), tiny.ids(6, 5));
+        let mut cache = cache(&*model, 1, 8)?;
+        let x = model.embed(&ids, (1, 5))?;
+        model.block(0, &x, &mut Pass { cache: Some(&mut cache), ..Pass::default() })?;
+        let pass = &mut Pass { cache: Some(&mut cache), ..Pass::default() };
+        let error = logits(&*model, &ids, 1, pass).unwrap_err().to_string();
+        assert!(error.contains("a pass was not finished"), "{}: {error}", tiny.name);
+        cache.truncate(0);
+        let again = logits(&*model, &ids, 1, &mut Pass { cache: Some(&mut cache), ..Pass::default() })?;
+        assert_close(&tiny.name, &again, &logits(&*model, &ids, 1, &mut Pass::default())?, CLOSE);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cache_of_another_depth_is_refused() -> Result<()> {
+    for mut tiny in models().filter(|tiny| tiny.config.num_hidden_layers > 1).step_by(3) {
+        let deep = tiny.load();
+        tiny.config.num_hidden_layers -= 1;
+        let flat = tiny.load();
+        for (model, other) in [(&deep, &flat), (&flat, &deep)] {
+            let mut cache = cache(&**other, 1, 8)?;
+            let mut pass = Pass { cache: Some(&mut cache), ..Pass::default() };
+            let error = logits(&**model, &[1, 2], 1, &mut pass).unwrap_err().to_string();
+            let (found, expected) = (other.num_blocks(), model.num_blocks());
+            let message = format!("the cache is of a model with {found} layers, expected {expected}");
+            assert!(error.contains(&message), "{}: {error}", tiny.name);
+            assert!(cache.is_empty());
         }
     }
     Ok(())
