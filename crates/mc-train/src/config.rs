@@ -39,7 +39,7 @@ pub struct TrainingConfig {
     pub eval_every: Option<u64>,
     /// Steps from one checkpoint to the next, at least 1; `None`: only after the last step.
     pub save_every: Option<u64>,
-    /// Whether blocks are computed again in the backward pass, which takes less memory and a third more time.
+    /// Whether blocks are computed forward twice, again in the backward pass, which takes less memory.
     pub grad_checkpoint: bool,
     /// Where the adapter and the run's files go; `None`: nothing is written.
     pub output_dir: Option<PathBuf>,

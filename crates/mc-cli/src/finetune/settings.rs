@@ -78,7 +78,7 @@ pub(crate) struct Settings {
     /// Learn only completions and answers, not prompts [default: false; embedded: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) mask_prompt: Option<bool>,
-    /// Less memory for a third more time: blocks are computed again in the backward pass
+    /// Less memory, for the time of computing each block forward twice: again in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) grad_checkpoint: Option<bool>,
     /// Keep the order of the records
