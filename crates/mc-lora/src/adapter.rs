@@ -89,9 +89,12 @@ impl LoRAAdapter {
     /// # Errors
     /// If the adapter is for another model.
     pub fn freeze(&self, model: &dyn CausalLM) -> Result<FrozenAdapter> {
+        let (made_for, found) = (self.layers.len(), model.sites().len());
+        if made_for != found {
+            return Err(foreign(&format!("that had {made_for} projections, this model has {found}")).into());
+        }
         let frozen = |(index, layer): (usize, &Option<LoRALayer>)| {
-            let Some(layer) = layer else { return Ok(None) };
-            let Some(projection) = model.projection(index) else { return Err(foreign(layer.path(), "nothing")) };
+            let (Some(layer), Some(projection)) = (layer, model.projection(index)) else { return Ok(None) };
             same_place(layer.path(), projection)?;
             Ok(Some((layer.path().to_string(), layer.terms(&projection.weight)?.copied()?)))
         };
@@ -100,9 +103,9 @@ impl LoRAAdapter {
     }
 
     fn layer(&self, projection: &Projection) -> candle_core::Result<Option<&LoRALayer>> {
-        let Some(layer) = self.layers.get(projection.site.index).and_then(Option::as_ref) else { return Ok(None) };
-        same_place(layer.path(), projection)?;
-        Ok(Some(layer))
+        let layer = at(&self.layers, projection)?;
+        layer.map_or(Ok(()), |layer| same_place(layer.path(), projection))?;
+        Ok(layer)
     }
 }
 
@@ -156,12 +159,12 @@ pub struct FrozenAdapter {
 
 impl Adapter for FrozenAdapter {
     fn project(&self, group: &[Projection], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
-        let project = |projection: &Projection| match self.layers.get(projection.site.index) {
-            Some(Some((path, terms))) => {
+        let project = |projection: &Projection| match at(&self.layers, projection)? {
+            Some((path, terms)) => {
                 same_place(path, projection)?;
                 terms.project(projection, x, None)
             }
-            _ => projection.forward(x),
+            None => projection.forward(x),
         };
         group.iter().map(project).collect()
     }
@@ -172,14 +175,54 @@ pub(crate) fn keys(path: &str) -> [String; 3] {
     ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|name| format!("base_model.model.{path}.{name}"))
 }
 
+/// What there is for a projection, if the adapter was made for a model that has it.
+fn at<'a, T>(layers: &'a [Option<T>], projection: &Projection) -> candle_core::Result<Option<&'a T>> {
+    let Some(layer) = layers.get(projection.site.index) else {
+        let path = &projection.site.path;
+        return Err(foreign(&format!("that had {} projections, this model also has `{path}`", layers.len())));
+    };
+    Ok(layer.as_ref())
+}
+
 fn same_place(path: &str, projection: &Projection) -> candle_core::Result<()> {
     if path != projection.site.path {
-        return Err(foreign(path, &projection.site.path));
+        let found = &projection.site.path;
+        return Err(foreign(&format!("it adapts `{path}`, where this model has `{found}`")));
     }
     Ok(())
 }
 
-fn foreign(path: &str, found: &str) -> candle_core::Error {
-    let what = "the adapter was made for another model";
-    candle_core::Error::msg(format!("{what}: it adapts `{path}`, where this model has `{found}`"))
+fn foreign(how: &str) -> candle_core::Error {
+    candle_core::Error::msg(format!("the adapter was made for another model: {how}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use mc_models::ModelLoader;
+    use mc_testkit::golden;
+    use std::collections::HashSet;
+
+    /// No two sites or steps drop the same, and together they drop as much as was asked for.
+    #[test]
+    fn masks() {
+        let model = ModelLoader::new().load(golden::dir("models/qwen2")).unwrap();
+        let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { dropout: 0.3, ..Default::default() }).unwrap();
+        let ones = Tensor::ones(4096, DType::F32, &Device::Cpu).unwrap();
+        let (mut seen, mut dropped, mut all) = (HashSet::new(), 0, 0);
+        for step in 0..8 {
+            let pass = adapter.training_pass(1, step);
+            for (site, layer) in adapter.layers().enumerate() {
+                let mask = pass.dropout(layer, site).unwrap().mask(&ones).unwrap().to_vec1::<f32>().unwrap();
+                assert!(mask.iter().all(|m| *m == 0.0 || (m - 1.0 / 0.7).abs() < 1e-6));
+                let zeros: Vec<bool> = mask.iter().map(|m| *m == 0.0).collect();
+                (dropped, all) = (dropped + zeros.iter().filter(|z| **z).count(), all + zeros.len());
+                assert!(seen.insert(zeros), "step {step}, site {site}");
+            }
+        }
+        // Of 688,128 the share has a standard deviation of 0.00055.
+        let share = dropped as f64 / all as f64;
+        assert!((share - 0.3).abs() < 0.002, "{share}");
+    }
 }

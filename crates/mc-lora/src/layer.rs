@@ -1,6 +1,6 @@
 //! The adapter of one projection: its parameters, and what it makes of the projection's input. Knows no model.
 
-use crate::{LoRAConfig, Result};
+use crate::{LoRAConfig, Result, frozen};
 use candle_core::{DType, Tensor, Var};
 use mc_backend::{
     Purpose, Stream, Weight,
@@ -129,13 +129,27 @@ impl Dora {
     /// that of f32 times `(‖W‖² + ‖s·B·A‖²) / ‖W + s·B·A‖²`, which is near 1 unless training all but erases a row.
     fn row_scale(&self, layer: &LoRALayer, weight: &Weight) -> candle_core::Result<Tensor> {
         let (a, b, s) = (layer.a.as_detached_tensor(), layer.b.as_detached_tensor(), layer.config.scaling());
-        let cross = (&b * ops::linear(&a, weight, None)?.t()?)?.sum(1)?;
+        let cross = (&b * weight_times(weight, &a)?)?.sum(1)?;
         let own = (b.matmul(&a.matmul(&a.t()?)?)? * &b)?.sum(1)?;
         let square = ((&self.weight_square_sums + (cross * (2.0 * s))?)? + (own * (s * s))?)?;
         // Rounding may take a square below zero; and a row of zeros stays one instead of becoming 0/0.
         let norm = square.maximum(0f32)?.sqrt()?.maximum(f32::MIN_POSITIVE)?;
-        self.magnitude.as_tensor() / norm
+        frozen::over(self.magnitude.as_tensor(), &norm)
     }
+}
+
+/// `W·Aᵀ` in `f32`: A `(rank, in)` → `(out, rank)`.
+fn weight_times(weight: &Weight, a: &Tensor) -> candle_core::Result<Tensor> {
+    /// Rows of the weight that are widened at a time, where there is no kernel that widens as it goes.
+    const ROWS: usize = 1024;
+    if weight.device().is_cpu() { ops::linear(a, weight, None)?.t() } else { chunked(weight, a, ROWS) }
+}
+
+/// `W·Aᵀ` with so many rows of `W` widened at a time.
+fn chunked(weight: &Weight, a: &Tensor, rows: usize) -> candle_core::Result<Tensor> {
+    let (w, a) = (weight.to_tensor(weight.dtype())?, a.t()?);
+    let chunk = |start: usize| w.narrow(0, start, rows.min(weight.rows() - start))?.to_dtype(a.dtype())?.matmul(&a);
+    Tensor::cat(&(0..weight.rows()).step_by(rows).map(chunk).collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// Everything that one projection's adapter computes with.
@@ -175,16 +189,21 @@ impl Terms {
         let Some(row_scale) = &self.row_scale else {
             return ops::lora_linear(x, weight, bias.as_ref(), &lora);
         };
-        let row_scale = row_scale.to_dtype(x.dtype())?;
         let (kept, lora) = match lora.dropout {
             None => (None, lora),
-            Some(dropout) => (Some((x * dropout.mask(x)?)?), Lora { dropout: None, ..lora }),
+            Some(dropout) => (Some(frozen::times(x, &dropout.mask(x)?)?), Lora { dropout: None, ..lora }),
         };
-        let scaled = |x: &Tensor| ops::lora_linear(x, weight, None, &lora)?.broadcast_mul(&row_scale);
+        // In f32 at least: a row scale is near 1, where bf16 has no other number within 2⁻⁸.
+        let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let row_scale = row_scale.to_dtype(wide)?;
+        let scaled = |x: &Tensor| {
+            let y = ops::lora_linear(x, weight, None, &lora)?.to_dtype(wide)?;
+            y.broadcast_mul(&row_scale)?.to_dtype(x.dtype())
+        };
         match (kept, bias) {
             // The two terms without `g` are one projection of `x − d(x)`.
             (Some(kept), _) => ops::linear(&(x - &kept)?, weight, bias.as_ref())? + scaled(&kept)?,
-            (None, Some(bias)) => scaled(x)?.broadcast_add(&bias.to_dtype(x.dtype())?),
+            (None, Some(bias)) => frozen::plus(&scaled(x)?, &bias.to_dtype(x.dtype())?),
             (None, None) => scaled(x),
         }
     }
@@ -210,7 +229,12 @@ mod tests {
     }
 
     fn dora(projection: &Projection, a: &Tensor, b: &Tensor) -> LoRALayer {
-        let config = LoRAConfig { rank: a.dim(0).unwrap(), alpha: 3.0, use_dora: true, ..Default::default() };
+        let config = LoRAConfig { alpha: 3.0, use_dora: true, ..Default::default() };
+        layer(projection, config, a, b)
+    }
+
+    fn layer(projection: &Projection, config: LoRAConfig, a: &Tensor, b: &Tensor) -> LoRALayer {
+        let config = LoRAConfig { rank: a.dim(0).unwrap(), ..config };
         let magnitude = Some(random(9, projection.site.out_features, DType::F32));
         let values = Parameters { a: a.clone(), b: b.clone(), magnitude };
         LoRALayer::from_parameters(projection, config, &values).unwrap()
@@ -267,10 +291,13 @@ mod tests {
         let (w, a, b) =
             (random(1, (OUT, IN), DType::F32), random(4, (2, IN), DType::F32), random(5, (OUT, 2), DType::F32));
         let projection = projection(&w, Some(bias.clone()));
-        let layer = dora(&projection, &a, &b);
         let x = random(3, (6, IN), DType::F32);
-        let s = layer.config().scaling();
-        for dropout in [None, Some(dropout())] {
+        // With rsLoRA alpha over the root of the rank.
+        let (plain, root) = (3.0 / 2.0, 3.0 / 2f64.sqrt());
+        let ways = [(false, plain, None), (false, plain, Some(dropout())), (true, root, None)];
+        for (use_rslora, s, dropout) in ways {
+            let config = LoRAConfig { alpha: 3.0, use_dora: true, use_rslora, ..Default::default() };
+            let layer = self::layer(&projection, config, &a, &b);
             let mask = dropout.as_ref().map_or_else(|| x.ones_like(), |d| d.mask(&x)).unwrap();
             let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, dropout).unwrap();
             let expected = || -> candle_core::Result<Tensor> {
@@ -319,5 +346,59 @@ mod tests {
         let x = random(3, (4, IN), DType::F32);
         let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, None).unwrap();
         assert_close("plain", &y, &projection.forward(&x).unwrap(), Tolerance::relative(1e-6));
+    }
+
+    /// Gradients of a backward pass are those of the variables and the input: none of bias, norm, mask or weight.
+    #[test]
+    fn nothing_frozen_has_a_gradient() {
+        for dtype in [DType::F32, DType::F64] {
+            for (bias, dropout) in [(false, false), (true, false), (false, true), (true, true)] {
+                let bias = bias.then(|| random(6, OUT, dtype));
+                let dropout = dropout.then(self::dropout);
+                let projection = projection(&random(1, (OUT, IN), DType::F32), bias);
+                let layer = dora(&projection, &random(4, (2, IN), DType::F32), &random(5, (OUT, 2), DType::F32));
+                let x = Var::from_tensor(&random(3, (2, 3, IN), dtype)).unwrap();
+                let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, dropout).unwrap();
+                let gradients = y.sum_all().unwrap().backward().unwrap();
+                let mut expected = [&x, layer.a(), layer.b(), layer.magnitude().unwrap()].map(|var| var.id());
+                let mut found: Vec<_> = gradients.get_ids().copied().collect();
+                let number = |id: &candle_core::TensorId| format!("{id:?}");
+                expected.sort_by_key(number);
+                found.sort_by_key(number);
+                assert_eq!(found, expected, "{dtype:?}");
+            }
+        }
+    }
+
+    /// Half precision rounds what comes out, but not the row scale: then every row would be off by the same share.
+    #[test]
+    fn a_row_scale_near_1_is_not_rounded() {
+        // In f16 it would be 1.00098 or 1.00195.
+        const G: f64 = 1.001_5;
+        let half = |t: Tensor| t.to_dtype(DType::F16).unwrap();
+        let projection = projection(&half(random(1, (OUT, IN), DType::F32)), None);
+        let (a, b) = (random(4, (2, IN), DType::F32), Tensor::zeros((OUT, 2), DType::F32, &candle_core::Device::Cpu));
+        let layer = dora(&projection, &a, &b.unwrap());
+        let magnitude = layer.magnitude().unwrap();
+        magnitude.set(&(projection.weight.row_square_sums().unwrap().sqrt().unwrap() * G).unwrap()).unwrap();
+        let x = half(random(3, (512, IN), DType::F32));
+        let y = layer.terms(&projection.weight).unwrap().project(&projection, &x, None).unwrap();
+        assert_eq!(y.dtype(), DType::F16);
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        let w = projection.weight.to_tensor(DType::F64).unwrap();
+        let expected = wide(&x).matmul(&w.t().unwrap()).unwrap();
+        let sum = |t: Tensor| t.sum_all().unwrap().to_scalar::<f64>().unwrap();
+        let found = sum((wide(&y) * &expected).unwrap()) / sum(expected.sqr().unwrap());
+        assert!((found - G).abs() < 1e-4, "{found}");
+    }
+
+    #[test]
+    fn rows_may_be_widened_in_chunks() {
+        let weight = Weight::from_tensor(&random(1, (OUT, IN), DType::BF16)).unwrap();
+        let a = random(4, (2, IN), DType::F32);
+        let whole = weight_times(&weight, &a).unwrap();
+        for rows in [1, 3, OUT, OUT + 1] {
+            assert_close("chunks", &chunked(&weight, &a, rows).unwrap(), &whole, Tolerance::relative(1e-6));
+        }
     }
 }

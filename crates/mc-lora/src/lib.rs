@@ -19,6 +19,7 @@ mod adapter;
 mod checkpoint;
 mod config;
 mod error;
+mod frozen;
 mod layer;
 mod peft;
 mod targets;

@@ -87,7 +87,7 @@ fn rslora() {
 
 #[test]
 fn dora() {
-    ["dora", "dora-llama"].into_iter().for_each(check);
+    ["dora", "dora-llama", "dora-rslora"].into_iter().for_each(check);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn chosen_projections() {
 
 #[test]
 fn every_golden_adapter_is_checked() {
-    assert_eq!(std::fs::read_dir(golden::dir("adapters")).unwrap().count(), 10);
+    assert_eq!(std::fs::read_dir(golden::dir("adapters")).unwrap().count(), 11);
 }
 
 /// To PEFT's format and back, in memory and through files: the same settings and the same bits.

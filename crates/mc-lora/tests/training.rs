@@ -165,6 +165,39 @@ fn an_adapter_for_another_model_says_so() {
     assert!(message.contains("another model") && message.contains("model.blocks.0.v"), "{message}");
 }
 
+/// Layers of the same shapes and paths, one more or one less: nothing may silently stay as it was.
+#[test]
+fn an_adapter_for_a_model_of_another_depth_says_so() {
+    let deep = model("qwen2");
+    let dir = tempfile::tempdir().unwrap();
+    let golden = golden::dir("models/qwen2");
+    std::fs::copy(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let mut config = golden::json(golden.join("config.json"));
+    let depth = config["num_hidden_layers"].as_u64().unwrap();
+    config["num_hidden_layers"] = (depth - 1).into();
+    if let Some(types) = config["layer_types"].as_array_mut() {
+        types.pop();
+    }
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let shallow = ModelLoader::new().load(dir.path()).unwrap();
+    assert_eq!(deep.sites().len(), shallow.sites().len() + 7);
+
+    let adapter = trained(&shallow, LoRAAdapterConfig::default(), 5);
+    let (training, frozen) = (adapter.training_pass(0, 0), adapter.freeze(&*shallow).unwrap());
+    let ids = [1, 2, 3];
+    for way in [&adapter as &dyn Adapter, &training, &frozen] {
+        assert!(shallow.hidden(&ids, (1, 3), &mut Pass { adapter: Some(way), ..Default::default() }).is_ok());
+        let error = deep.hidden(&ids, (1, 3), &mut Pass { adapter: Some(way), ..Default::default() }).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("another model: that had 14 projections"), "{error}");
+        assert!(error.contains("this model also has `model.layers.2.self_attn.q_proj`"), "{error}");
+    }
+    let error = adapter.freeze(&*deep).unwrap_err().to_string();
+    assert!(error.contains("that had 14 projections, this model has 21"), "{error}");
+    let error = trained(&deep, LoRAAdapterConfig::default(), 5).freeze(&*shallow).unwrap_err().to_string();
+    assert!(error.contains("that had 21 projections, this model has 14"), "{error}");
+}
+
 #[test]
 fn checkpoints_keep_their_metadata() {
     let model = model("qwen2");
