@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// What tokens are chosen by, and when to stop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenOptions {
-    /// The most tokens to generate, at least 1; the model's context may allow fewer.
+    /// The most tokens to generate, at least 1; the model's context or the cache may allow fewer.
     pub max_tokens: usize,
     /// How a token is chosen.
     pub strategy: SamplingStrategy,
@@ -56,7 +56,7 @@ impl TokenOptions {
 pub enum FinishReason {
     /// The model ended it, or a stop string did.
     Stop,
-    /// There are as many tokens as were asked for, or as the model's context holds.
+    /// There are as many tokens as were asked for, or as the model's context or the cache holds.
     Length,
     /// The caller wanted no more.
     Cancelled,
@@ -94,8 +94,8 @@ pub struct TokenRun {
 /// ```
 ///
 /// # Errors
-/// If an option is out of its range, the prompt is empty, too long for the model's context or has a token outside its
-/// vocabulary, or a pass fails or gives logits that are not finite.
+/// If an option is out of its range, the prompt is empty, too long for the model's context or the cache, or has a token
+/// outside the vocabulary, or a pass fails or gives logits that are not finite.
 pub fn generate_tokens(
     model: &dyn CausalLM,
     prompt: &[u32],
@@ -106,7 +106,7 @@ pub fn generate_tokens(
 ) -> Result<TokenRun> {
     options.check()?;
     let mut position = cache.len() + prompt.len();
-    let limit = check_prompt(model, prompt, position)?.min(options.max_tokens);
+    let limit = check_prompt(model, prompt, position, cache.max_length())?.min(options.max_tokens);
     let mut sampler = Sampler::new(options.strategy)?;
     let mut penalty = RepetitionPenalty::new(options.repetition_penalty)?;
     penalty.see(prompt);
@@ -145,14 +145,14 @@ pub fn generate_tokens(
     Ok(TokenRun { tokens, finish, prefill_time, decode_time: start.elapsed() })
 }
 
-/// How many tokens the model's context allows after a prompt that ends at `position`: the last one is not read again,
-/// so it needs no place.
-fn check_prompt(model: &dyn CausalLM, prompt: &[u32], position: usize) -> Result<usize> {
+/// How many tokens the model's context and the cache allow after a prompt that ends at `position`: the last one is not
+/// read again, so it needs no place.
+fn check_prompt(model: &dyn CausalLM, prompt: &[u32], position: usize, cache: usize) -> Result<usize> {
     let config = model.config();
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
     }
-    let limit = config.max_position_embeddings;
+    let limit = config.max_position_embeddings.min(cache);
     let room = limit.checked_sub(position).ok_or(Error::PromptTooLong { tokens: position, limit })?;
     match prompt.iter().find(|id| **id as usize >= config.vocab_size) {
         Some(&id) => Err(Error::UnknownToken { id, vocab_size: config.vocab_size }),

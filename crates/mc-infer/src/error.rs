@@ -17,12 +17,12 @@ pub enum Error {
     /// There is nothing to go on from.
     #[error("the prompt is empty, and the tokenizer has no token that begins a text")]
     EmptyPrompt,
-    /// The prompt does not fit into the model's context.
+    /// The prompt does not fit into the model's context, or into the cache.
     #[error("the prompt has {tokens} tokens, expected at most {limit}")]
     PromptTooLong {
         /// Tokens of the prompt, those in the cache included.
         tokens: usize,
-        /// The model's `max_position_embeddings`.
+        /// The model's `max_position_embeddings`, or the cache's maximum if that is less.
         limit: usize,
     },
     /// The prompt has a token that the model does not.
@@ -61,12 +61,12 @@ impl Error {
     /// ```
     /// let error = mc_infer::Error::PromptTooLong { tokens: 5000, limit: 4096 };
     /// assert_eq!(error.to_string(), "the prompt has 5000 tokens, expected at most 4096");
-    /// assert_eq!(error.hint().as_deref(), Some("shorten the prompt: that is the model's whole context"));
+    /// assert_eq!(error.hint().as_deref(), Some("shorten the prompt: the model's context, or the cache, holds no more"));
     /// ```
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::EmptyPrompt => "write at least one character",
-            Self::PromptTooLong { .. } => "shorten the prompt: that is the model's whole context",
+            Self::PromptTooLong { .. } => "shorten the prompt: the model's context, or the cache, holds no more",
             Self::UnknownToken { .. } => "model and tokenizer must be of the same directory",
             Self::NotFinite { .. } => "the weights may be damaged, or overflow in this dtype: try f32",
             Self::NoChatTemplate => "a base model has none: pass plain text, or use an instruct model",

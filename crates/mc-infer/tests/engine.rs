@@ -256,6 +256,27 @@ fn a_seed_names_its_tokens_wherever_the_prompt_ends() -> Result<()> {
     Ok(())
 }
 
+/// Only the seed and the place in the sequence choose, so that a run's tokens are the first ones of runs from later on.
+#[test]
+fn each_position_draws_anew() -> Result<()> {
+    const PROMPT: [u32; 23] = [1; 23];
+    let strategy = SamplingStrategy::Sample { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+    let drawn = |seed, position: usize, max_tokens| -> Result<Vec<u32>> {
+        let flat = Scripted::new(20, &[Scripted::FLAT; 20]);
+        Ok(run(&flat, &PROMPT[..position], None, &TokenOptions { strategy, seed, ..options(max_tokens) })?.tokens)
+    };
+    for seed in [0, 7] {
+        let tokens = drawn(seed, 3, 20)?;
+        let fresh = (3..23).map(|position| Ok(drawn(seed, position, 1)?[0])).collect::<Result<Vec<_>>>()?;
+        assert_eq!(tokens, fresh);
+        // Of 20 draws among 20 tokens about 13 differ.
+        let distinct = (0..20).filter(|token| tokens.contains(token)).count();
+        assert!((9..=17).contains(&distinct), "{tokens:?}");
+    }
+    assert_ne!(drawn(0, 3, 20)?, drawn(7, 3, 20)?);
+    Ok(())
+}
+
 #[test]
 fn the_context_ends_the_text() -> Result<()> {
     let (model, expected) = load("qwen2")?;
@@ -270,6 +291,33 @@ fn the_context_ends_the_text() -> Result<()> {
     assert_eq!(run(&*model, &sequence[..context], None, &options(9))?.tokens, sequence[context..]);
     let error = run(&*model, &sequence, None, &options(9)).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 65 tokens, expected at most 64");
+    Ok(())
+}
+
+/// A cache that holds less than the context is no error in the middle of a text: it ends the text.
+#[test]
+fn a_full_cache_ends_the_text() -> Result<()> {
+    let (model, expected) = load("qwen2")?;
+    let (prompt, greedy) = (ids(&expected["prompt"])?, ids(&expected["greedy"])?);
+    let max_length = prompt.len() + 4;
+    let mut cache = KVCache::new(&*model, KVCacheConfig { max_length, ..KVCacheConfig::default() })?;
+    let mut seen = vec![];
+    let full = generate_tokens(&*model, &prompt, &mut cache, None, &options(24), |id, finish| {
+        seen.push((id, finish));
+        true
+    })?;
+    // The last token is not read again.
+    assert_eq!((&full.tokens[..], full.finish), (&greedy[..5], FinishReason::Length));
+    assert_eq!(seen.last(), Some(&(greedy[4], Some(FinishReason::Length))));
+    assert_eq!(cache.len(), max_length);
+
+    // What is in it already counts, and nothing is read of what does not fit.
+    let error = generate_tokens(&*model, &prompt[..1], &mut cache, None, &options(1), |_, _| true).unwrap_err();
+    assert_eq!(error.to_string(), format!("the prompt has {} tokens, expected at most {max_length}", max_length + 1));
+    assert_eq!(cache.len(), max_length);
+    cache.truncate(prompt.len());
+    let rest = generate_tokens(&*model, &greedy[..2], &mut cache, None, &options(24), |_, _| true)?;
+    assert_eq!(rest.tokens, greedy[2..5]);
     Ok(())
 }
 
