@@ -20,6 +20,10 @@
 //! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS for matrix products that Candle computes.
 //! - `hub`: models by their id on the Hugging Face hub.
 
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 pub use candle_core;
 
 /// Devices, frozen weights, differentiable ops.
