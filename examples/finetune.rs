@@ -4,6 +4,7 @@
 
 use metal_candle::{
     prelude::*,
+    text::ChatTemplate,
     training::{Observer, StepMetrics},
 };
 use std::ops::ControlFlow;
@@ -25,7 +26,8 @@ fn main() -> anyhow::Result<()> {
     let device = Device::new_with_fallback(0); // Metal, then CUDA, then CPU
     let model = ModelLoader::new().with_device(device).load(&directory)?;
     let tokenizer = Tokenizer::load(&directory)?;
-    let dataset = Dataset::load(data, &tokenizer, &DatasetOptions::default())?;
+    let options = DatasetOptions { chat_template: ChatTemplate::load(&directory)?, ..Default::default() };
+    let dataset = Dataset::load(data, &tokenizer, &options)?;
 
     let adapter = LoRAAdapter::new(
         &*model,
