@@ -3,7 +3,8 @@
 #
 # Every request was written by hand for this project. Of each command's requests the last one or two are held out
 # (after the bar, `|`), so no request of valid.jsonl is one of train.jsonl; the commands are the same. A request with
-# slots, such as {n} or {file}, is filled from short lists; the held-out ones keep their own wording as well.
+# slots, such as {n} or {file}, is filled from short lists, the held-out ones on their own: a few of their answers put
+# together values that train.jsonl has only apart.
 # Commands are those that behave alike on Linux and macOS; `rm` asks first.
 
 import json
@@ -940,10 +941,10 @@ Search this folder for the word {word}
 grep -c '{word}' {file}
 Count the lines with {word} in {file}
 How many lines of {file} contain {word}?
-How often does {word} occur in {file}?
+How many lines in {file} have {word} in them?
 Number of lines in {file} that contain {word}
-Count {word} in {file}
-Tell me how many times {word} is in {file}
+Count the lines in {file} where {word} occurs
+Tell me how many lines of {file} contain {word}
 In how many lines of {file} is {word}?
 Count the lines of {file} that contain {word}
 | Count how many lines of {file} have {word}
@@ -1229,6 +1230,16 @@ def make():
     return train, valid
 
 
+def words(record):
+    return set(re.findall(r"\w+", record["prompt"].lower()))
+
+
+def nearest(record, train):
+    """The train record whose request shares the largest part of its words (Jaccard), the first of equals."""
+    mine = words(record)
+    return max(train, key=lambda r: len(mine & words(r)) / len(mine | words(r)))
+
+
 def main():
     train, valid = make()
     keys = [key(r) for r in train]
@@ -1242,6 +1253,11 @@ def main():
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         print(f"{name}.jsonl: {len(records)} records, {len({r['completion'] for r in records})} distinct commands")
+    known = {r["completion"] for r in train}
+    lacking = [r["completion"].strip() for r in valid if r["completion"] not in known]
+    print(f"answers of valid.jsonl that train.jsonl lacks: {len(lacking)}: {lacking}")
+    same = sum(nearest(r, train)["completion"] == r["completion"] for r in valid)
+    print(f"the nearest train request has the same answer: {same} of {len(valid)}")
 
 
 if __name__ == "__main__":
