@@ -2,6 +2,7 @@
 
 use crate::{Dataset, TrainingConfig};
 use mc_lora::LoRAAdapter;
+use mc_models::ModelConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -9,15 +10,23 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint(Map<String, Value>);
 
-/// Differs between data sets; its value means nothing to a reader.
+/// Differ between data sets, and between configurations of models; their values mean nothing to a reader.
 const DATA: &str = "data";
+const MODEL: &str = "model";
 
 impl Fingerprint {
     /// The fingerprint of a run; without data what can be known before it.
-    pub(crate) fn new(adapter: &LoRAAdapter, config: &TrainingConfig, data: Option<&Dataset>) -> Self {
+    pub(crate) fn new(
+        model: &ModelConfig,
+        adapter: &LoRAAdapter,
+        config: &TrainingConfig,
+        data: Option<&Dataset>,
+    ) -> Self {
         let lora = adapter.config();
         let mut all = Map::new();
         let mut add = |name: &str, value: Value| drop(all.insert(name.into(), value));
+        add("base_model", json!(adapter.base_model()));
+        add(MODEL, json!(hash(&format!("{model:?}"))));
         add("rank", json!(lora.rank));
         add("alpha", json!(lora.alpha));
         add("dropout", json!(lora.dropout));
@@ -44,6 +53,7 @@ impl Fingerprint {
         let Some((name, now)) = now.0.iter().find(differs) else { return Ok(()) };
         let then = self.0.get(name).unwrap_or(&Value::Null);
         Err(match (name.as_str(), then, now) {
+            (MODEL, ..) => "the model's configuration is not that of the model that the run was started with".into(),
             (DATA, ..) => "the training data are not those that the run was started with".into(),
             (_, Value::Array(then), Value::Array(now)) => {
                 let at = (0..then.len()).find(|i| then.get(*i) != now.get(*i)).unwrap_or(then.len());
@@ -53,4 +63,9 @@ impl Fingerprint {
             _ => format!("`{name}` is {now}, the run was started with {then}"),
         })
     }
+}
+
+/// FNV-1a of the bytes.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

@@ -136,8 +136,8 @@ impl Trainer {
     }
 
     /// Goes on with the run that is saved in the output directory of the configuration. More steps, another learning
-    /// rate and the like are welcome; the adapter, the seed, the batches and the data must be those of the start, which
-    /// is checked when training begins.
+    /// rate and the like are welcome; the model, the adapter, the seed, the batches and the data must be those of the start,
+    /// which is checked when training begins.
     ///
     /// # Errors
     /// If there is no output directory or no state in it, or the state is of another adapter.
@@ -150,7 +150,7 @@ impl Trainer {
         let fail = |what: String| Error::Resume { path: files.state(), what };
         let meta: Meta =
             serde_json::from_value(state.meta).map_err(|e| fail(format!("not a state of this trainer: {e}")))?;
-        let now = Fingerprint::new(&self.adapter, &self.config, None);
+        let now = Fingerprint::new(self.model.config(), &self.adapter, &self.config, None);
         meta.fingerprint.check(&now).map_err(fail)?;
         self.optimizer.restore_named(&state.tensors, meta.optimizer_steps).map_err(|e| fail(e.to_string()))?;
         self.progress = meta.progress;
@@ -177,7 +177,7 @@ impl Trainer {
         if data.is_empty() {
             return Err(Error::config("examples to train on", 0, "at least 1"));
         }
-        let fingerprint = Fingerprint::new(&self.adapter, &self.config, Some(data));
+        let fingerprint = Fingerprint::new(self.model.config(), &self.adapter, &self.config, Some(data));
         let files = self.config.output_dir.clone().map(RunFiles::new);
         if let (Some(resumed), Some(files)) = (self.resumed.take(), &files) {
             resumed.check(&fingerprint).map_err(|what| Error::Resume { path: files.state(), what })?;

@@ -136,6 +136,21 @@ fn what_does_not_fit_is_not_resumed() {
         assert!(error.to_string().contains("state.safetensors: ") && !error.to_string().contains('\n'), "{error}");
         assert!(error.hint().is_some());
     }
+    // Another model, by what it is, though its shapes are the same, or by its name.
+    let on = |model: &str, name: Option<&str>| {
+        let model = self::model(model);
+        let adapter = LoRAAdapter::new(&*model, adapter_config()).unwrap();
+        let adapter = name.into_iter().fold(adapter, LoRAAdapter::with_base_model);
+        Trainer::new(model, adapter, start()).unwrap().resume()
+    };
+    on("qwen2", None).unwrap();
+    for (model, name, expected) in [
+        ("qwen2-window", None, "the model's configuration is not that of the model that the run was started with"),
+        ("qwen2", Some("other/model"), "`base_model` is \"other/model\", the run was started with null"),
+    ] {
+        let error = on(model, name).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
     // More steps at another rate are the same run.
     let longer = TrainingConfig { max_steps: Some(4), lr_scheduler: LRScheduler::constant(1e-3), ..start() };
     assert_eq!(resumed(adapter_config(), longer, &same).unwrap(), 4);

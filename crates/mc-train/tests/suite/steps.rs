@@ -1,13 +1,15 @@
 //! Single steps and evaluations: how they are cut into batches, padded or computed changes nothing.
 
 use crate::{adapter_config, config, model, random_data, trainer, values};
-use mc_backend::ops;
+use candle_core::Tensor;
+use mc_backend::{Weight, ops};
 use mc_lora::{LoRAAdapter, LoRAAdapterConfig};
 use mc_testkit::{Tolerance, assert_close, max_abs_diff};
 use mc_train::{
-    Batch, Dataset, Differentiated, Example, LRScheduler, Supervised, Trainer, TrainingConfig, backward,
+    Batch, Dataset, Differentiated, Example, LRScheduler, Objective, Supervised, Trainer, TrainingConfig, backward,
     checkpointed_backward, evaluate,
 };
+use std::sync::{Arc, Mutex};
 
 /// The same examples as one batch of four or two batches of two give the same step.
 #[test]
@@ -78,6 +80,79 @@ fn blocks_computed_twice_give_the_same_gradients() {
             assert_close(key, actual, expected, Tolerance::relative(1e-6));
         }
     }
+}
+
+/// Remembers the loss of each batch.
+#[derive(Clone, Default)]
+struct Recording(Arc<Mutex<Vec<f32>>>);
+
+impl Objective for Recording {
+    fn loss(&self, hidden: &Tensor, head: &Weight, batch: &Batch) -> candle_core::Result<Tensor> {
+        let loss = Supervised.loss(hidden, head, batch)?;
+        self.0.lock().unwrap().push(loss.to_scalar()?);
+        Ok(loss)
+    }
+}
+
+/// At a rate of 0 only the dropout differs, from batch to batch and from step to step: that of the seed and the number
+/// of batches before.
+#[test]
+fn every_batch_of_a_run_drops_anew() {
+    let losses = |dropout| {
+        let model = model("qwen2");
+        let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { dropout, ..adapter_config() }).unwrap();
+        for (i, (_, var)) in adapter.variables().iter().enumerate() {
+            var.set(&(mc_testkit::random(i as u64, var.shape(), var.dtype()) * 0.1).unwrap()).unwrap();
+        }
+        let batch = Batch::new(random_data(7, 3).examples());
+        let alone = |micro_step| {
+            let pass = adapter.training_pass(11, micro_step);
+            let what = Differentiated { model: &*model, adapter: &pass, objective: &Supervised, scale: 1.0 };
+            backward(&what, &batch).unwrap().0.to_scalar::<f32>().unwrap()
+        };
+        let expected: Vec<_> = (0..6).map(alone).collect();
+        let recording = Recording::default();
+        let steps = TrainingConfig { lr_scheduler: LRScheduler::constant(0.0), ..config(3) };
+        let mut trainer = Trainer::new(model, adapter, steps).unwrap().with_objective(Box::new(recording.clone()));
+        for _ in 0..3 {
+            trainer.step(&[batch.clone(), batch.clone()]).unwrap();
+        }
+        let found = recording.0.lock().unwrap().clone();
+        assert_eq!(found, expected);
+        found
+    };
+    let (with, without) = (losses(0.3), losses(0.0));
+    assert!((0..6).all(|i| (0..i).all(|j| (with[i] - with[j]).abs() > 1e-3)), "{with:?}");
+    assert!(without.iter().all(|loss| *loss == without[0]), "{without:?}");
+}
+
+/// A gradient below the limit stays as it is to the last bit, one above it does not.
+#[test]
+fn only_long_gradients_are_clipped() {
+    let data = random_data(4, 6);
+    let mut batches: Vec<_> = data.examples().chunks(2).map(Batch::new).collect();
+    let run = |batches: &[Batch], max_grad_norm| {
+        let steps = TrainingConfig { max_grad_norm, lr_scheduler: LRScheduler::constant(1e-2), ..config(3) };
+        let mut trainer = trainer(steps);
+        let step = |batch: &Batch| {
+            let norm = trainer.step(std::slice::from_ref(batch)).unwrap().grad_norm;
+            (norm, values(&trainer))
+        };
+        batches.iter().map(step).collect::<Vec<_>>()
+    };
+    let same = |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).all(|(a, b)| max_abs_diff(a, b) == 0.0);
+    // The longest last, so that a limit comes between.
+    batches.sort_by_key(|batch| (run(std::slice::from_ref(batch), None)[0].0 * 1e6) as u64);
+    let free = run(&batches, None);
+    let norms: Vec<_> = free.iter().map(|(norm, _)| *norm).collect();
+    assert!(norms[0].max(norms[1]) < 0.9 * norms[2], "{norms:?}");
+
+    let wide = run(&batches, Some(norms.iter().fold(0.0, |a: f64, b| a.max(*b)) * 1.01));
+    assert!(free.iter().zip(&wide).all(|((_, a), (_, b))| same(a, b)));
+    let straddled = run(&batches, Some((norms[1] * norms[2]).sqrt()));
+    assert!(same(&free[0].1, &straddled[0].1) && same(&free[1].1, &straddled[1].1));
+    assert!(!same(&free[2].1, &straddled[2].1));
+    assert!(straddled[2].0.total_cmp(&norms[2]).is_eq(), "what is told is the norm before");
 }
 
 #[test]
