@@ -146,7 +146,7 @@ def config():
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--steps", type=int, default=1200)
+    arguments.add_argument("--steps", type=int, default=1500)
     arguments.add_argument("--lr", type=float, default=4e-3)
     arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
     arguments = arguments.parse_args()
