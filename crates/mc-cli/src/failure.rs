@@ -108,7 +108,7 @@ fn judge(error: &anyhow::Error) -> Verdict {
         (None, _, Some(io::ErrorKind::StorageFull)) => "free some space on that disk".into(),
         (None, _, Some(io::ErrorKind::IsADirectory)) => "name a file in it".into(),
         (None, _, Some(_)) => "check the path, the disk and who may read and write there".into(),
-        (None, 2, None) => "the file may be damaged, incomplete or edited; get it again".into(),
+        (None, 2, None) => "the file may be incomplete, damaged or edited; get it again".into(),
         _ => "run it again with -vv to see what happens before".into(),
     });
     Verdict { what, hint, status }
@@ -122,11 +122,16 @@ fn is_wrong_path(kind: io::ErrorKind) -> bool {
 
 /// The error and its causes, without those that it quotes already.
 fn said(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |said, cause| match cause.to_string() {
-        cause if said.contains(&cause) => said,
-        cause if said.is_empty() => cause,
+    error.chain().fold(String::new(), |said, cause| match without_frames(&cause.to_string()) {
+        cause if said.contains(cause) => said,
+        cause if said.is_empty() => cause.into(),
         cause => format!("{said}: {cause}"),
     })
+}
+
+/// Where RUST_BACKTRACE is set, candle's errors go on with the frames that they come from.
+fn without_frames(text: &str) -> &str {
+    text.split("\n   0: ").next().unwrap_or(text)
 }
 
 /// The command line's name for a setting of the libraries.

@@ -1,5 +1,6 @@
 //! `metal-candle finetune`: from records to an adapter, and what changed.
 
+mod output;
 mod samples;
 mod settings;
 mod watch;
@@ -7,16 +8,19 @@ mod watch;
 use crate::{embedded, failure::wrong, global::Global, plot, report, source::Source};
 use anyhow::Result;
 use metal_candle::{
-    checkpoint::write_atomic,
+    checkpoint::{self, write_atomic},
     lora::LoRAAdapter,
     models::{Adapter, Model},
+    text::Tokenizer,
     training::{DataFiles, Dataset, DatasetOptions, RunFiles, Trainer, TrainingConfig, TrainingMetrics, evaluate},
 };
+use output::Output;
 use samples::{Asker, Request};
 use serde_json::{Value, json};
 use settings::Settings;
 use std::{
-    io::Write,
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -51,6 +55,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     if let Some(path) = &args.config {
         settings = settings.or(Settings::from_file(path)?);
     }
+    settings.check_start()?;
     let shows_itself = settings.data.is_none();
     if shows_itself {
         if !embedded::is_meant(settings.model.as_deref()) {
@@ -64,7 +69,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     }
     settings.check()?;
     let source = Source::open(global, settings.model.as_deref())?;
-    let output = output_dir(&settings, &source, args.resume)?;
+    let output = Output::new(settings.output.clone(), source.name(), args.resume)?;
     let data = Data::load(global, &settings, &source)?;
     let model = source.load(global)?;
     let adapter = match &settings.init_adapter {
@@ -72,7 +77,12 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         None => LoRAAdapter::new(&*model, settings.adapter()?)?,
     }
     .with_base_model(source.name());
-    let config = settings.training(data.train.len(), &output);
+    let mut config = settings.training(data.train.len(), &output.dir());
+    config.check()?;
+    // Held until the end; all that the caller can get wrong was looked at before anything is written.
+    let claimed = if args.dry_run { None } else { Some(output.claim()?) };
+    let output = claimed.as_ref().map_or_else(|| output.dir(), |(dir, _)| dir.clone());
+    config.output_dir = Some(output.clone());
     describe(global, &source, &model, &adapter, &config, &data)?;
     let mut trainer = Trainer::new(model.clone(), adapter, config)?;
     if args.resume {
@@ -151,9 +161,14 @@ impl Data {
             ),
             Some(path) => {
                 let files = DataFiles::find(path)?;
-                let train = Dataset::load(&files.train, tokenizer, &options)?;
-                let valid = files.valid.as_ref().map(|f| Dataset::load(f, tokenizer, &options)).transpose()?;
-                (train, valid, first_line(files.valid.as_ref().unwrap_or(&files.train))?)
+                let (train, first) = read(&files.train, tokenizer, &options)?;
+                match &files.valid {
+                    Some(file) => {
+                        let (valid, first) = read(file, tokenizer, &options)?;
+                        (train, Some(valid), first)
+                    }
+                    None => (train, None, first),
+                }
             }
         };
         report::dataset(global, "train", train.report());
@@ -165,36 +180,15 @@ impl Data {
     }
 }
 
-/// The first record of a file that was read as data already.
-fn first_line(path: &Path) -> Result<String> {
-    use std::io::BufRead;
-    let lines = std::io::BufReader::new(std::fs::File::open(path)?).lines();
-    Ok(lines.map_while(Result::ok).find(|line| !line.trim().is_empty()).unwrap_or_default())
-}
-
-/// The directory asked for, or a new one. One that holds an adapter already is not overwritten.
-fn output_dir(settings: &Settings, source: &Source, resume: bool) -> Result<PathBuf> {
-    let taken = |dir: &Path| dir.join("adapter_config.json").exists() || RunFiles::new(dir).can_resume();
-    if let Some(dir) = &settings.output {
-        if let Some(file) = dir.ancestors().find(|place| place.exists()).filter(|place| !place.is_dir()) {
-            return Err(wrong(format!("{} is not a directory", file.display()), "name a new directory with --output"));
-        }
-        if resume && !RunFiles::new(dir).can_resume() {
-            let what = format!("{}: no such file", RunFiles::new(dir).state().display());
-            return Err(wrong(what, "there is no run to go on with in --output; leave out --resume to start one"));
-        }
-        if !resume && taken(dir) {
-            let hint = "name another directory, or go on with its run by --resume";
-            return Err(wrong(format!("{} holds an adapter already", dir.display()), hint));
-        }
-        return Ok(dir.clone());
-    }
-    let name = match source.name() {
-        embedded::NAME => "shell".to_string(),
-        name => Path::new(name).file_name().map_or("adapter".into(), |n| n.to_string_lossy().to_lowercase()),
-    };
-    let numbered = |n: u32| Path::new("adapters").join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
-    Ok((1..=u32::MAX).map(numbered).find(|dir| !taken(dir)).unwrap_or_else(|| numbered(1)))
+/// A file of records, and the first of them. It is read once, for it may be a pipe.
+fn read(path: &Path, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<(Dataset, String)> {
+    let fail = |source| checkpoint::Error::Io { path: path.into(), source };
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
+    let mut head = vec![];
+    while head.trim_ascii().is_empty() && (&mut file).take(64 << 20).read_until(b'\n', &mut head).map_err(fail)? > 0 {}
+    let first = String::from_utf8_lossy(&head).trim_start_matches('\u{feff}').trim().to_string();
+    let name = path.display().to_string();
+    Ok((Dataset::read(&name, head.as_slice().chain(file), tokenizer, options)?, first))
 }
 
 /// What will be trained, before it is.

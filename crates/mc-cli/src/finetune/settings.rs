@@ -110,7 +110,11 @@ macro_rules! first_of {
 }
 
 impl Settings {
-    pub(crate) fn or(self, other: Self) -> Self {
+    /// Takes from `other` what is open here. Steps and epochs are two ways to say one thing.
+    pub(crate) fn or(self, mut other: Self) -> Self {
+        if self.epochs.is_some() || self.steps.is_some() {
+            (other.epochs, other.steps) = (None, None);
+        }
         first_of!(self, other:
             model data output rank alpha dropout target rslora dora init_adapter epochs steps batch_size grad_accum lr
             schedule warmup max_grad_norm weight_decay max_seq_len mask_prompt grad_checkpoint no_shuffle seed
@@ -126,6 +130,13 @@ impl Settings {
             .map_err(|e| wrong(format!("{e:#}"), "--config takes a text file in TOML"))?;
         let table: toml::Table = toml::from_str(&text)
             .map_err(|e| wrong(format!("{name}: {}", e.message()), "a line is `option = value`, texts in quotes"))?;
+        if table.contains_key("epochs") && table.contains_key("steps") {
+            return Err(wrong(format!("{name}: `epochs` and `steps` exclude each other"), "keep one of them"));
+        }
+        if let Some(key) = table.keys().find(|key| key.contains('_') && table.contains_key(&key.replace('_', "-"))) {
+            let what = format!("{name}: `{key}` and `{}` are one option", key.replace('_', "-"));
+            return Err(wrong(what, "keep one of them"));
+        }
         let mut settings = Self::default();
         // One by one, so that an error can name the key.
         for (key, value) in table {
@@ -136,9 +147,6 @@ impl Settings {
             })?;
             one.check().with_context(|| name.to_string())?;
             settings = settings.or(one);
-        }
-        if settings.epochs.is_some() && settings.steps.is_some() {
-            return Err(wrong(format!("{name}: `epochs` and `steps` exclude each other"), "keep one of them"));
         }
         Ok(settings)
     }
@@ -151,11 +159,31 @@ impl Settings {
             rank: Some(16),
             alpha: Some(32.0),
             lr: Some(3e-3),
-            epochs: Some(10).filter(|_| asked.steps.is_none()),
+            epochs: Some(10),
             batch_size: Some(8),
             warmup: Some(40).filter(|_| same_length && asked.steps.is_none()),
             mask_prompt: Some(true),
             ..Self::default()
+        }
+    }
+
+    /// Whether nothing asked for is at odds with the adapter to start from, wherever both were asked for.
+    pub(crate) fn check_start(&self) -> Result<()> {
+        let Some(start) = &self.init_adapter else { return Ok(()) };
+        let asked = [
+            ("--rank", self.rank.is_some()),
+            ("--alpha", self.alpha.is_some()),
+            ("--dropout", self.dropout.is_some()),
+            ("--target", self.target.is_some()),
+            ("--rslora", self.rslora.is_some()),
+            ("--dora", self.dora.is_some()),
+        ];
+        match asked.iter().find(|(_, is_set)| *is_set) {
+            Some((option, _)) => Err(wrong(
+                format!("{option} cannot be used with --init-adapter {}", start.display()),
+                format!("that adapter brings its own; leave {option} out"),
+            )),
+            None => Ok(()),
         }
     }
 
@@ -209,8 +237,8 @@ impl Settings {
 
 /// `q_proj,v_proj` are names; what has other characters is one regular expression, commas and all.
 fn targets(text: &str) -> Result<Vec<TargetModule>> {
-    let named = text.chars().all(|c| c.is_alphanumeric() || "_-.,".contains(c));
-    let parts: Vec<_> = if named { text.split(',').collect() } else { vec![text] };
+    let named = text.chars().all(|c| c.is_alphanumeric() || "_-., ".contains(c));
+    let parts: Vec<_> = if named { text.split(',').map(str::trim).collect() } else { vec![text] };
     Ok(parts.into_iter().map(str::parse).collect::<Result<_, _>>()?)
 }
 
@@ -228,6 +256,7 @@ mod tests {
 
     #[test]
     fn targets_are_names_or_one_expression() {
+        assert_eq!(targets("q_proj, v_proj").unwrap(), [TargetModule::QProj, TargetModule::VProj]);
         assert_eq!(targets("q_proj,v_proj").unwrap(), [TargetModule::QProj, TargetModule::VProj]);
         assert_eq!(targets("all-linear").unwrap(), [TargetModule::AllLinear]);
         assert_eq!(targets(r".*\.(q|v)_proj{1,2}").unwrap(), [TargetModule::Regex(r".*\.(q|v)_proj{1,2}".into())]);

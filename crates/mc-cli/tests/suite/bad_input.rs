@@ -82,7 +82,7 @@ fn fault_of(run: &Run, message: &str) -> Option<String> {
     let start = |with: &str| lines.iter().filter(|line| line.starts_with(with)).count();
     let right = match lines.as_slice() {
         [.., error, hint] => {
-            error.strip_prefix("error: ").is_some_and(|e| e.contains(message) && !e.ends_with('.'))
+            error.strip_prefix("error: ").is_some_and(|e| e.contains(message) && !e.ends_with('.') && e.len() < 400)
                 && hint.strip_prefix("hint: ").is_some_and(|h| h.len() > 8 && !h.ends_with('.'))
         }
         _ => false,
@@ -193,6 +193,18 @@ fn names_of_models_and_outputs() {
         call("not a number", write("a.toml", "lr = nan"), "finetune --config a.toml", "a.toml: `--lr` is NaN"),
         call("not TOML", write("a.toml", "rank 3"), "finetune --config a.toml", "a.toml: "),
         call("not UTF-8", write("a.toml", [b'r', 0xff]), "finetune --config a.toml", "a.toml: "),
+        call(
+            "one option twice",
+            write("a.toml", "batch-size = 3\nbatch_size = 4"),
+            "finetune --config a.toml",
+            "`batch_size` and `batch-size` are one option",
+        ),
+        call(
+            "a rank for an adapter that has one",
+            write("a.toml", "rank = 3"),
+            "finetune --config a.toml --init-adapter adapter",
+            "--rank cannot be used with --init-adapter adapter",
+        ),
         call("both", write("a.toml", "steps = 3\nepochs = 1"), "finetune --config a.toml", "exclude each other"),
         call("a schedule", write("a.toml", "schedule = \"saw\""), "finetune --config a.toml", "a.toml: `schedule`"),
     ]);

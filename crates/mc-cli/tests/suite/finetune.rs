@@ -157,6 +157,8 @@ fn options_come_from_a_file_and_the_line_goes_before_it() {
     );
     let line = plan("--rank 5 --mask-prompt=false");
     assert_eq!((&line["rank"], &line["steps"]), (&json!(5), &json!(2)));
+    // 6 records by 3: two steps per epoch, which the line asks for instead of the file's steps.
+    assert_eq!(plan("--epochs 2")["steps"], json!(4));
     let supervised = |plan: &Value| plan["train"]["supervised_tokens"].as_u64().unwrap();
     assert!(supervised(&line) > supervised(&file));
 }
@@ -204,4 +206,38 @@ fn what_cannot_be_written_is_a_failure_and_no_adapter() {
     assert!(lines[1].starts_with("error: out/") && lines[0].starts_with("hint: "), "{}", run.stderr);
     let files = place.files();
     assert!(!files.iter().any(|f| f.contains("adapter_config.json") || f.contains(".tmp-")), "{files:?}");
+}
+
+#[test]
+fn two_runs_never_share_a_directory() {
+    let place = Place::new();
+    // What another process holds while it runs.
+    let hold = |dir: &str| {
+        fs::create_dir_all(place.path(dir).join("run")).unwrap();
+        let file = fs::File::create(place.path(dir).join("run/lock")).unwrap();
+        file.lock().unwrap();
+        file
+    };
+    let (named, default) = (hold("out"), hold("adapters/model"));
+    let run = place.run(&format!("{FINETUNE} --steps 1"));
+    assert_eq!(run.status, 2, "{}", run.stderr);
+    assert!(run.stderr.contains("error: out: another run is writing there"), "{}", run.stderr);
+    place.run("finetune --model model --data data.jsonl --steps 1").ok();
+    assert!(place.path("adapters/model-2/adapter_config.json").is_file(), "{:?}", place.files());
+    drop((named, default));
+    place.run(&format!("{FINETUNE} --steps 1")).ok();
+}
+
+#[cfg(unix)]
+#[test]
+fn records_may_come_through_a_pipe() {
+    let place = Place::new();
+    let made = std::process::Command::new("mkfifo").arg(place.path("pipe")).status().unwrap();
+    assert!(made.success());
+    let pipe = place.path("pipe");
+    let writer = std::thread::spawn(move || fs::write(pipe, DATA).unwrap());
+    let run = place.run("finetune --model model --data pipe --output out --steps 1 --json").ok();
+    writer.join().unwrap();
+    let sample = run.json().into_iter().find(|e| name(e) == "sample").unwrap();
+    assert_eq!(sample["prompt"], "Sort README.md =>");
 }

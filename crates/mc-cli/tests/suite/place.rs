@@ -60,6 +60,8 @@ impl Place {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::cargo_bin("metal-candle").unwrap();
         command.current_dir(self.0.path()).env("HF_HOME", self.path("hub")).env("HF_HUB_OFFLINE", "1");
+        // Developers have this set; it must not show in errors.
+        command.env("RUST_BACKTRACE", "1");
         for name in ["METAL_CANDLE_LOG", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "CARGO"] {
             command.env_remove(name);
         }

@@ -1,0 +1,104 @@
+//! Where a run's adapter goes: a directory that holds none, and that no other run is writing to. Knows no training.
+
+use crate::{embedded, failure::wrong};
+use anyhow::Result;
+use metal_candle::{checkpoint, training::RunFiles};
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+/// The directory asked for, or the first that is free under `adapters/`.
+pub(crate) struct Output {
+    named: Option<PathBuf>,
+    /// What the model is called where no directory is.
+    model: String,
+    resume: bool,
+}
+
+impl Output {
+    /// Checks what can be checked without writing. A directory that holds an adapter already is not overwritten.
+    pub(crate) fn new(named: Option<PathBuf>, model: &str, resume: bool) -> Result<Self> {
+        if let Some(dir) = &named {
+            // By the link itself: one that leads nowhere is there, and is no directory.
+            let there = dir.ancestors().find(|place| place.symlink_metadata().is_ok());
+            if let Some(file) = there.filter(|place| !place.is_dir()) {
+                return Err(wrong(
+                    format!("{} is not a directory", file.display()),
+                    "name a new directory with --output",
+                ));
+            }
+            if resume && !RunFiles::new(dir).can_resume() {
+                let what = format!("{}: no such file", RunFiles::new(dir).state().display());
+                return Err(wrong(what, "there is no run to go on with in --output; leave out --resume to start one"));
+            }
+            if !resume && is_taken(dir) {
+                return Err(holds_adapter(dir));
+            }
+        }
+        let model = match model {
+            embedded::NAME => "shell".to_string(),
+            name => Path::new(name).file_name().map_or("adapter".into(), |n| n.to_string_lossy().to_lowercase()),
+        };
+        Ok(Self { named, model, resume })
+    }
+
+    /// Where the run would go now.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.named.clone().or_else(|| self.numbered().find(|dir| !is_taken(dir))).unwrap_or_default()
+    }
+
+    /// Makes the directory, and keeps other runs out of it as long as the file is open.
+    pub(crate) fn claim(&self) -> Result<(PathBuf, File)> {
+        if let Some(dir) = &self.named {
+            let lock = lock(dir)?.ok_or_else(|| {
+                wrong(
+                    format!("{}: another run is writing there", dir.display()),
+                    "wait for its end, or name another directory",
+                )
+            })?;
+            // That run may have ended since this one looked.
+            return if !self.resume && is_taken(dir) { Err(holds_adapter(dir)) } else { Ok((dir.clone(), lock)) };
+        }
+        for dir in self.numbered().filter(|dir| !is_taken(dir)) {
+            if let Some(lock) = lock(&dir)?.filter(|_| !is_taken(&dir)) {
+                return Ok((dir, lock));
+            }
+        }
+        Err(wrong("every directory under adapters/ is taken", "name one with --output"))
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = PathBuf> {
+        let name = |n| if n == 1 { self.model.clone() } else { format!("{}-{n}", self.model) };
+        (1..=u32::MAX).map(move |n| Path::new("adapters").join(name(n)))
+    }
+}
+
+fn is_taken(dir: &Path) -> bool {
+    dir.join("adapter_config.json").exists() || RunFiles::new(dir).can_resume()
+}
+
+fn holds_adapter(dir: &Path) -> anyhow::Error {
+    let hint = "name another directory, or go on with its run by --resume";
+    wrong(format!("{} holds an adapter already", dir.display()), hint)
+}
+
+/// The lock of a run's directory; `None` if another process has it. It ends with the process, however that ends.
+fn lock(dir: &Path) -> Result<Option<File>> {
+    let path = dir.join("run").join("lock");
+    let fail = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| checkpoint::Error::Io { path, source }
+    };
+    fs::create_dir_all(dir.join("run")).map_err(fail(dir))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(fail(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => {
+            // Some network file systems have no locks.
+            tracing::warn!("{}: {e}; another run into this directory would not be noticed", path.display());
+            Ok(Some(file))
+        }
+    }
+}
