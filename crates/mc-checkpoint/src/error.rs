@@ -88,7 +88,15 @@ pub enum Error {
         /// Up to three names that the file has and that look alike.
         close: Vec<String>,
     },
-    /// The hub, or the way to it.
+    /// The way to the hub, or the hub itself, fails: the same request may succeed at another time.
+    #[error("{what}")]
+    Unreachable {
+        /// Which repository or address, and what happened.
+        what: String,
+        /// What to look at.
+        hint: String,
+    },
+    /// The hub does not give what was asked for.
     #[error("{what}")]
     Hub {
         /// Which repository or address, and what happened.
@@ -109,7 +117,7 @@ impl Error {
                 Some(hint.clone().unwrap_or_else(|| "check the path, and whether the directory is complete".into()))
             }
             Self::Hub { hint, .. } => hint.clone(),
-            Self::Unsupported { hint, .. } => Some(hint.clone()),
+            Self::Unsupported { hint, .. } | Self::Unreachable { hint, .. } => Some(hint.clone()),
             Self::MissingTensor { close, .. } if !close.is_empty() => Some(format!("it has {}", close.join(", "))),
             Self::Shape { .. } | Self::MissingTensor { .. } => {
                 Some("the weights belong to another model or configuration".into())

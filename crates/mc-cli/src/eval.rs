@@ -4,7 +4,7 @@ use crate::{failure::wrong, global::Global, report, source};
 use anyhow::Result;
 use metal_candle::{
     models::Adapter,
-    training::{Dataset, DatasetOptions, evaluate},
+    training::{Dataset, evaluate},
 };
 use std::path::PathBuf;
 
@@ -28,9 +28,9 @@ pub(crate) struct Args {
     /// Records at a time
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: u16,
-    /// Longer records are cut, and counted
-    #[arg(long, default_value_t = 1024, value_name = "TOKENS")]
-    max_seq_len: usize,
+    /// Longer records are cut, and counted [default: 1024, or the model's context if that is less]
+    #[arg(long, value_name = "TOKENS")]
+    max_seq_len: Option<usize>,
     /// Measure only what follows the prompt, as finetune trains the embedded requests [embedded: true]
     #[arg(long)]
     mask_prompt: bool,
@@ -41,16 +41,14 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         return Err(wrong("no --data to evaluate on", "pass a file of JSON lines with --data"));
     }
     let source = source::Source::open(global, args.model.as_deref())?;
-    let options = DatasetOptions {
-        max_seq_len: args.max_seq_len,
-        mask_prompt: args.mask_prompt || args.data.is_none(),
-        chat_template: source.chat_template.clone(),
-        eos_token_id: source.dir.generation_config()?.eos_token_ids.first().copied(),
-    };
+    let options = source.dataset_options(args.max_seq_len, args.mask_prompt || args.data.is_none())?;
     let data = match &args.data {
         Some(path) => Dataset::load(path, &source.tokenizer, &options)?,
         None => Dataset::read("embedded valid.jsonl", crate::embedded::VALID.as_bytes(), &source.tokenizer, &options)?,
     };
+    if let Some(path) = &args.data {
+        source.check_tokens(&path.display().to_string(), &data)?;
+    }
     report::dataset(global, "data", data.report());
     let model = source.load(global)?;
     let adapter = args.adapter.as_deref().map(|dir| source::adapter(&*model, dir)).transpose()?;

@@ -41,10 +41,20 @@ pub(crate) fn wrong_call(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or_default();
     let what = what.strip_prefix("error: ").unwrap_or(what).lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let what = OF_RUST.iter().fold(what, |what, (rust, plain)| what.replace(rust, plain));
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
     report::error(&what, tip.unwrap_or(&help_hint()));
     ExitCode::from(2)
 }
+
+/// What parsers say, and what a person can do something with.
+const OF_RUST: [(&str, &str); 5] = [
+    ("invalid digit found in string", "expected a whole number, 0 or more"),
+    ("cannot parse integer from empty string", "expected a whole number, 0 or more"),
+    ("number too large to fit in target type", "the number is too large"),
+    ("invalid float literal", "expected a number"),
+    ("cannot parse float from empty string", "expected a number"),
+];
 
 struct Verdict {
     what: String,
@@ -53,6 +63,7 @@ struct Verdict {
 }
 
 fn judge(error: &anyhow::Error) -> Verdict {
+    use checkpoint::Error::{Device, Unreachable};
     use metal_candle::{checkpoint, inference, lora, models, text, training};
     let mut found = (None, 1);
     let mut option = None;
@@ -61,7 +72,13 @@ fn judge(error: &anyhow::Error) -> Verdict {
         if let Some(e) = cause.downcast_ref::<Wrong>() {
             found = (Some(e.hint.clone()), 2);
         } else if let Some(e) = cause.downcast_ref::<models::Error>() {
-            found = (e.hint(), if matches!(e, models::Error::Tensor(_)) { 1 } else { 2 });
+            found = (
+                e.hint(),
+                match e {
+                    models::Error::Tensor(_) | models::Error::Checkpoint(Device(_) | Unreachable { .. }) => 1,
+                    _ => 2,
+                },
+            );
         } else if let Some(e) = cause.downcast_ref::<lora::Error>() {
             found = (e.hint(), if matches!(e, lora::Error::Tensor(_)) { 1 } else { 2 });
             option = match e {
@@ -82,7 +99,7 @@ fn judge(error: &anyhow::Error) -> Verdict {
                 option = Some(field);
             }
         } else if let Some(e) = cause.downcast_ref::<checkpoint::Error>() {
-            found = (e.hint(), if matches!(e, checkpoint::Error::Device(_)) { 1 } else { 2 });
+            found = (e.hint(), if matches!(e, Device(_) | Unreachable { .. }) { 1 } else { 2 });
         } else if let Some(e) = cause.downcast_ref::<text::Error>() {
             found = (e.hint(), 2);
         } else {

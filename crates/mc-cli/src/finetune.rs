@@ -11,7 +11,6 @@ use metal_candle::{
     checkpoint::{self, write_atomic},
     lora::LoRAAdapter,
     models::{Adapter, Model},
-    text::Tokenizer,
     training::{DataFiles, Dataset, DatasetOptions, RunFiles, Trainer, TrainingConfig, TrainingMetrics, evaluate},
 };
 use output::Output;
@@ -113,6 +112,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     for observer in watch::observers(global) {
         trainer = trainer.with_observer(observer);
     }
+    let steps_before = trainer.steps();
     let metrics = trainer.train_with_eval(&data.train, data.valid.as_ref())?;
 
     // From the disk, so that what is shown is what was saved.
@@ -131,6 +131,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
             _ => None,
         },
         metrics,
+        steps_before,
     };
     draw(&output)?;
     outcome.tell(global, &settings)
@@ -146,31 +147,33 @@ struct Data {
 
 impl Data {
     fn load(global: &Global, settings: &Settings, source: &Source) -> Result<Self> {
-        let options = DatasetOptions {
-            max_seq_len: settings.max_seq_len.unwrap_or(1024),
-            mask_prompt: settings.mask_prompt.unwrap_or(false),
-            chat_template: source.chat_template.clone(),
-            eos_token_id: source.dir.generation_config()?.eos_token_ids.first().copied(),
-        };
+        let options = source.dataset_options(settings.max_seq_len, settings.mask_prompt.unwrap_or(false))?;
         let tokenizer = &source.tokenizer;
-        let (train, valid, asked) = match &settings.data {
+        let (train, valid, asked, first) = match &settings.data {
             None => (
                 Dataset::read("embedded train.jsonl", embedded::TRAIN.as_bytes(), tokenizer, &options)?,
                 Some(Dataset::read("embedded valid.jsonl", embedded::VALID.as_bytes(), tokenizer, &options)?),
                 embedded::VALID.to_string(),
+                String::new(),
             ),
             Some(path) => {
                 let files = DataFiles::find(path)?;
-                let (train, first) = read(&files.train, tokenizer, &options)?;
+                let (train, first) = read(&files.train, source, &options)?;
                 match &files.valid {
                     Some(file) => {
-                        let (valid, first) = read(file, tokenizer, &options)?;
-                        (train, Some(valid), first)
+                        let (valid, asked) = read(file, source, &options)?;
+                        (train, Some(valid), asked, first)
                     }
-                    None => (train, None, first),
+                    None => (train, None, first.clone(), first),
                 }
             }
         };
+        if valid.is_none() && settings.eval_every.is_some() {
+            global.say("--eval-every does nothing: there is no valid.jsonl beside the training data");
+        }
+        if settings.mask_prompt == Some(true) && is_text(&first) {
+            global.say("--mask-prompt does nothing: a record with `text` has no prompt");
+        }
         report::dataset(global, "train", train.report());
         if let Some(valid) = &valid {
             report::dataset(global, "held out", valid.report());
@@ -180,15 +183,22 @@ impl Data {
     }
 }
 
+/// Whether a record is a text, which is no prompt.
+fn is_text(record: &str) -> bool {
+    serde_json::from_str::<Value>(record).is_ok_and(|record| record.get("text").is_some())
+}
+
 /// A file of records, and the first of them. It is read once, for it may be a pipe.
-fn read(path: &Path, tokenizer: &Tokenizer, options: &DatasetOptions) -> Result<(Dataset, String)> {
+fn read(path: &Path, source: &Source, options: &DatasetOptions) -> Result<(Dataset, String)> {
     let fail = |source| checkpoint::Error::Io { path: path.into(), source };
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
     let mut head = vec![];
     while head.trim_ascii().is_empty() && (&mut file).take(64 << 20).read_until(b'\n', &mut head).map_err(fail)? > 0 {}
     let first = String::from_utf8_lossy(&head).trim_start_matches('\u{feff}').trim().to_string();
     let name = path.display().to_string();
-    Ok((Dataset::read(&name, head.as_slice().chain(file), tokenizer, options)?, first))
+    let data = Dataset::read(&name, head.as_slice().chain(file), &source.tokenizer, options)?;
+    source.check_tokens(&name, &data)?;
+    Ok((data, first))
 }
 
 /// What will be trained, before it is.
@@ -257,6 +267,8 @@ fn events(output: &Path) -> Vec<Value> {
 struct Outcome<'a> {
     output: &'a Path,
     metrics: TrainingMetrics,
+    /// Steps that were done when the run was resumed.
+    steps_before: u64,
     /// Requests answered exactly before and after, and how many there are.
     exact: Option<(usize, usize, usize)>,
     loss_before: Option<f64>,
@@ -280,12 +292,15 @@ impl Outcome<'_> {
             global.say(format!("loss {first:.3} {} {last:.3}", plot::sparkline(&losses, 40)));
         }
         let memory = m.peak_memory_bytes.map(|b| format!(", peak memory {}", report::bytes(b))).unwrap_or_default();
-        global.say(format!(
-            "{} in {:.1} s, {} tokens/s{memory}",
-            report::counted(m.steps, "step"),
-            m.seconds,
-            report::count(m.tokens_per_second as u64),
-        ));
+        // A run that had no step left to do has no speed.
+        if m.tokens > 0 {
+            global.say(format!(
+                "{} in {:.1} s, {} tokens/s{memory}",
+                report::counted(m.steps - self.steps_before, "step"),
+                m.seconds,
+                report::count(m.tokens_per_second as u64),
+            ));
+        }
         if m.stopped {
             let dir = quoted(&self.output.display().to_string());
             global.say(format!("stopped early; the same options with --output {dir} --resume go on from here"));
@@ -307,15 +322,20 @@ impl Outcome<'_> {
         }
         let display = self.output.display();
         global.say(format!("adapter: {display}  (loss over steps: {display}/run/loss.svg)"));
-        if let Some((request, ..)) = &self.sample {
-            let program = if std::env::var_os("CARGO").is_some() { "cargo run --release --" } else { "metal-candle" };
-            let model = settings.model.as_ref().map(|m| format!(" --model {}", quoted(m))).unwrap_or_default();
-            let chat = if request.is_chat() { " --chat" } else { "" };
-            let (dir, prompt) = (quoted(&display.to_string()), quoted(request.text()));
-            global.say(format!("next: {program} generate{model} --adapter {dir}{chat} --prompt {prompt}"));
-        }
+        let model = settings.model.as_ref().map(|m| format!(" --model {}", quoted(m))).unwrap_or_default();
+        let request = self.sample.as_ref().map(|(request, ..)| *request);
+        let chat = if request.is_some_and(Request::is_chat) { " --chat" } else { "" };
+        let (dir, prompt) = (quoted(&display.to_string()), quoted(request.map_or("your text", Request::text)));
+        global.say(format!("next: {} generate{model} --adapter {dir}{chat} --prompt {prompt}", program()));
         Ok(())
     }
+}
+
+/// This program as it was called, so that the next call is of the same build.
+fn program() -> String {
+    let called = std::env::args().next().unwrap_or_else(|| "metal-candle".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    quoted(&Path::new(&called).strip_prefix(here).map_or(called.clone(), |inside| format!("./{}", inside.display())))
 }
 
 /// A text on one line of a terminal, cut where it is long.

@@ -78,7 +78,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     }
     let prompt = read_prompt(&args.prompt)?;
     let source = source::Source::open(global, args.model.as_deref())?;
-    config.eos_token_ids = source.dir.generation_config()?.eos_token_ids;
+    config.eos_token_ids = source.eos_token_ids()?;
     let model = source.load(global)?;
     let mut generator = Generator::new(model.clone(), source.tokenizer.clone(), config)?;
     if let Some(dir) = &args.adapter {

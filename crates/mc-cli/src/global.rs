@@ -24,8 +24,8 @@ pub(crate) struct Global {
     /// Nothing on stderr but errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(crate) quiet: bool,
-    /// What happens inside, on stderr; twice for more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    /// What happens inside, on stderr; twice for more. METAL_CANDLE_LOG=mc_train=debug chooses what
+    #[arg(short, long, global = true, conflicts_with = "quiet", action = clap::ArgAction::Count, help_heading = "Global options")]
     pub(crate) verbose: u8,
 }
 
@@ -42,14 +42,22 @@ impl Global {
             (_, 1) => "info",
             _ => "debug",
         };
-        let filter = tracing_subscriber::EnvFilter::try_from_env("METAL_CANDLE_LOG")
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        let asked = std::env::var("METAL_CANDLE_LOG").ok().filter(|_| !self.quiet);
+        let filter = asked.and_then(|asked| tracing_subscriber::EnvFilter::try_new(asked).ok());
+        let filter = filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
 
     pub(crate) fn device(&self) -> Result<Device> {
-        Device::parse(&self.device)
-            .map_err(|e| wrong(e.to_string(), "build with the feature metal or cuda, or use --device cpu"))
+        Device::parse(&self.device).map_err(|e| {
+            let what = e.to_string();
+            let hint = if what.contains("built without") {
+                "build with the feature metal or cuda, or use --device cpu"
+            } else {
+                "--device auto takes what there is, --device cpu is always there"
+            };
+            wrong(what, hint)
+        })
     }
 
     pub(crate) fn dtype(&self) -> Option<DType> {

@@ -1,10 +1,10 @@
 //! `metal-candle inspect`: what a model or an adapter is, before anything is computed with it.
 
-use crate::{embedded, failure::wrong, global::Global, report, source};
+use crate::{failure::wrong, global::Global, report, source};
 use anyhow::Result;
 use metal_candle::{
     checkpoint::PeftAdapter,
-    models::{ModelConfig, RopeScaling},
+    models::RopeScaling,
     prelude::{Device, ModelLoader},
 };
 use serde_json::json;
@@ -16,25 +16,32 @@ use std::path::Path;
     after_help = "Examples:\n  metal-candle inspect\n  metal-candle inspect models/qwen\n  metal-candle inspect adapters/shell --json"
 )]
 pub(crate) struct Args {
-    /// Directory or hub id of a model, or directory of an adapter
-    #[arg(default_value = embedded::NAME, value_name = "ID|DIR")]
-    name: String,
+    /// Directory or hub id of a model, or directory of an adapter [default: the embedded model]
+    #[arg(value_name = "ID|DIR")]
+    name: Option<String>,
     /// List every place an adapter can be, too
     #[arg(long)]
     sites: bool,
 }
 
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
-    let path = Path::new(&args.name);
-    if path.is_file() {
-        return Err(wrong(format!("{} is a file", args.name), "name the directory it is in"));
+    if global.device != "auto" || global.dtype != "auto" || global.threads.is_some() {
+        global.say("--device, --dtype and --threads change nothing here: nothing is computed");
     }
-    if path.join("adapter_config.json").is_file() { adapter(global, path) } else { model(global, args) }
+    let path = Path::new(args.name.as_deref().unwrap_or_default());
+    if path.is_file() {
+        return Err(wrong(format!("{} is a file", path.display()), "name the directory it is in"));
+    }
+    if path.join("adapter_config.json").is_file() && args.name.is_some() {
+        adapter(global, path)
+    } else {
+        model(global, args)
+    }
 }
 
 fn model(global: &Global, args: &Args) -> Result<()> {
-    let source = source::Source::open(global, Some(&args.name))?;
-    let config = ModelConfig::read(&source.dir)?;
+    let source = source::Source::open(global, args.name.as_deref())?;
+    let config = &source.config;
     let weights = source.dir.weights()?;
     let mut parameters = 0u64;
     let mut dtypes = std::collections::BTreeMap::<String, u64>::new();
@@ -67,7 +74,7 @@ fn model(global: &Global, args: &Args) -> Result<()> {
         report::count(parameters),
         types.join(", ")
     ))?;
-    let c = &config;
+    let c = config;
     report::line(&format!(
         "  blocks           {} of width {}, feed-forward {}",
         c.num_hidden_layers, c.hidden_size, c.intermediate_size
@@ -141,6 +148,16 @@ fn adapter(global: &Global, path: &Path) -> Result<()> {
         if let Some(value) = settings.get(field).filter(|v| !v.is_null() && **v != json!({})) {
             report::line(&format!("  {field:24} {value}"))?;
         }
+    }
+    let odd = adapter.tensors.iter().find(|(name, tensor)| {
+        name.ends_with("lora_A.weight") && config.rank_pattern.is_empty() && tensor.dims().first() != Some(&config.r)
+    });
+    if let Some((name, tensor)) = odd {
+        global.say(format!(
+            "warning: `{name}` is {:?}, which is not of rank {}: no model can load it",
+            tensor.dims(),
+            config.r
+        ));
     }
     for (name, value) in adapter.metadata.iter().filter(|(name, _)| *name != "format") {
         report::line(&format!("  {name:24} {value}"))?;

@@ -1,18 +1,20 @@
 //! From `--model` to what a command works with: files, tokenizer, chat template.
 
-use crate::{embedded, global::Global, report};
+use crate::{embedded, failure::wrong, global::Global, report};
 use anyhow::Result;
 use metal_candle::{
     checkpoint::ModelDir,
     lora::LoRAAdapter,
-    models::{self, CausalLM, Model, open_model},
+    models::{self, CausalLM, Model, ModelConfig, open_model},
     text::{ChatTemplate, Tokenizer, TokenizerFiles},
+    training::{Dataset, DatasetOptions},
 };
 use std::{borrow::Cow, path::Path};
 
 /// A model's files and what its text needs.
 pub(crate) struct Source {
     pub(crate) dir: ModelDir,
+    pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) chat_template: Option<ChatTemplate>,
 }
@@ -22,6 +24,9 @@ impl Source {
     pub(crate) fn open(global: &Global, name: Option<&str>) -> Result<Self> {
         let dir = match name.filter(|_| !embedded::is_meant(name)) {
             None => embedded::model(),
+            Some(name) if Path::new(name).is_symlink() && !Path::new(name).exists() => {
+                return Err(wrong(format!("{name} is a link that leads nowhere"), "name the directory of a model"));
+            }
             Some(name) => open_model(name, &mut report::download(global)).map_err(|e| match e {
                 // One word may be meant as a directory.
                 models::Error::Checkpoint(e) if !name.contains('/') && !Path::new(name).exists() => {
@@ -33,11 +38,63 @@ impl Source {
         let files = tokenizer_files(&dir)?;
         let tokenizer = Tokenizer::from_files(&files)?;
         let chat_template = ChatTemplate::from_files(&files)?;
-        Ok(Self { dir, tokenizer, chat_template })
+        let config = ModelConfig::read(&dir)?;
+        Ok(Self { dir, config, tokenizer, chat_template })
     }
 
     pub(crate) fn load(&self, global: &Global) -> Result<Model> {
         Ok(global.loader()?.load_dir(&self.dir)?)
+    }
+
+    /// The tokens that end a text, all of the model's vocabulary.
+    pub(crate) fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        let ids = self.dir.generation_config()?.eos_token_ids;
+        let size = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= size) {
+            let has = |file: &str| {
+                Ok::<_, anyhow::Error>(
+                    self.dir
+                        .read(file)?
+                        .is_some_and(|text| String::from_utf8_lossy(&text).contains("\"eos_token_id\"")),
+                )
+            };
+            let file = if has("generation_config.json")? { "generation_config.json" } else { "config.json" };
+            let what = format!(
+                "{}: `eos_token_id` is {id}, expected ids below the model's vocabulary of {size}",
+                self.dir.file_name(file)
+            );
+            return Err(wrong(what, MIXED_UP));
+        }
+        Ok(ids)
+    }
+
+    /// How records become tokens for this model; `asked` is `--max-seq-len`, by default 1024 or the model's context.
+    pub(crate) fn dataset_options(&self, asked: Option<usize>, mask_prompt: bool) -> Result<DatasetOptions> {
+        let context = self.config.max_position_embeddings;
+        if let Some(asked) = asked.filter(|asked| *asked > context) {
+            let what = format!("`--max-seq-len` is {asked}, expected at most {context}");
+            return Err(wrong(what, "that is the model's whole context; longer records are cut"));
+        }
+        Ok(DatasetOptions {
+            max_seq_len: asked.unwrap_or(1024.min(context)),
+            mask_prompt,
+            chat_template: self.chat_template.clone(),
+            eos_token_id: self.eos_token_ids()?.first().copied(),
+        })
+    }
+
+    /// Checks that the model knows every token of `data`, which was read from `name`.
+    pub(crate) fn check_tokens(&self, name: &str, data: &Dataset) -> Result<()> {
+        let size = self.config.vocab_size;
+        match data.examples().iter().flat_map(|example| &example.ids).find(|id| **id as usize >= size) {
+            Some(id) => {
+                let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+                let what =
+                    format!("{name}: `{token}` has token id {id}, expected ids below the model's vocabulary of {size}");
+                Err(wrong(what, MIXED_UP))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The model's name as an adapter records it.
@@ -46,8 +103,13 @@ impl Source {
     }
 }
 
+const MIXED_UP: &str = "weights and tokenizer must be of the same model; was a token added to one of them?";
+
 /// The adapter of `--adapter`, made for `model`.
 pub(crate) fn adapter(model: &dyn CausalLM, dir: &Path) -> Result<LoRAAdapter> {
+    if dir.is_file() {
+        return Err(wrong(format!("{} is a file", dir.display()), "name the directory it is in"));
+    }
     Ok(LoRAAdapter::load(model, dir)?)
 }
 

@@ -31,7 +31,7 @@ impl RepetitionPenalty {
         let single = penalty as f32;
         if !(single > 0.0 && single.is_finite()) {
             let expected = "a number above 0; 1 is no penalty";
-            return Err(Error::Option { option: "repetition_penalty", found: penalty.to_string(), expected });
+            return Err(Error::Option { option: "repetition_penalty", found: format!("{penalty:?}"), expected });
         }
         Ok(Self { penalty: single, seen: Vec::new(), is_seen: Vec::new() })
     }

@@ -1,6 +1,6 @@
 //! What an adapter is asked to be: ranks, scales and targets, checked. Knows no model.
 
-use crate::{Error, Result};
+use crate::{Error, Result, targets::Targets};
 use std::{fmt, str::FromStr};
 
 /// Larger ranks are refused before memory is allocated for them.
@@ -91,7 +91,7 @@ impl LoRAAdapterConfig {
             let problem = "goes with names in `target_modules`, not with a pattern or all-linear";
             return Err(Error::config("layers_to_transform", problem));
         }
-        Ok(())
+        Targets::compile(self).map(drop)
     }
 
     /// The settings of a projection that no pattern matches.

@@ -22,6 +22,11 @@ impl<'a> Targets<'a> {
     /// Checks the configuration and compiles its patterns.
     pub(crate) fn new(config: &'a LoRAAdapterConfig) -> Result<Self> {
         config.check()?;
+        Self::compile(config)
+    }
+
+    /// Compiles the patterns of a configuration that is right in all else.
+    pub(crate) fn compile(config: &'a LoRAAdapterConfig) -> Result<Self> {
         let pattern = |field, pattern: &str| Pattern::new(field, pattern, |p| format!(r"^(?:.*\.)?(?:{p})$"));
         let layer_patterns = if config.layers_pattern.is_empty() {
             // The first number, which is the layer's: experts inside a layer have numbers too.

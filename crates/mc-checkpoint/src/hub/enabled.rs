@@ -219,9 +219,9 @@ impl Download<'_> {
 
     /// Appends what comes to `part`, until the file is whole and on the disk.
     fn receive(&mut self, name: &str, part: &Path, mut reply: Reply, what: &str) -> Result<()> {
-        let interrupted = |why: String| Error::Hub {
+        let interrupted = |why: String| Error::Unreachable {
             what: format!("{what}: download interrupted: {why}"),
-            hint: Some("run it again; it goes on where it stopped".into()),
+            hint: "run it again; it goes on where it stopped".into(),
         };
         let open = File::options().create(true).append(true).open(part).map_err(Error::io(part));
         let mut file = open?;

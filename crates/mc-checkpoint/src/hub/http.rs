@@ -115,11 +115,12 @@ impl<'a> Client<'a> {
         };
         let reason = ureq::http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason());
         let what = format!("{what}: {} answered {status} {}", self.config.endpoint, reason.unwrap_or_default());
-        let error = Error::Hub { what: what.trim_end().into(), hint: Some(hint.into()) };
+        let (what, hint) = (what.trim_end().to_string(), hint.to_string());
         match status {
-            404 => Failure::NotFound(error),
-            500.. => Failure::Unreachable(error),
-            _ => Failure::Refused(error),
+            404 => Failure::NotFound(Error::Hub { what, hint: Some(hint) }),
+            429 => Failure::Refused(Error::Unreachable { what, hint }),
+            500.. => Failure::Unreachable(Error::Unreachable { what, hint }),
+            _ => Failure::Refused(Error::Hub { what, hint: Some(hint) }),
         }
     }
 }
@@ -128,7 +129,7 @@ fn unreachable(url: &str, error: &ureq::Error) -> Failure {
     // Without what follows the path: addresses of stored files are signed.
     let place = origin(url).map_or(url.to_string(), |(scheme, host)| format!("{scheme}://{host}"));
     let hint = "check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses only what is in the cache";
-    Failure::Unreachable(Error::Hub { what: format!("cannot reach {place}: {error}"), hint: Some(hint.into()) })
+    Failure::Unreachable(Error::Unreachable { what: format!("cannot reach {place}: {error}"), hint: hint.into() })
 }
 
 fn reply(

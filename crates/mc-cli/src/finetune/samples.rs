@@ -65,7 +65,7 @@ impl Asker {
         adapter: Option<Arc<dyn Adapter>>,
         max_tokens: usize,
     ) -> Result<Self> {
-        let eos_token_ids = source.dir.generation_config()?.eos_token_ids;
+        let eos_token_ids = source.eos_token_ids()?;
         let config = GeneratorConfig { max_tokens, eos_token_ids, ..GeneratorConfig::default() };
         let generator = Generator::new(model.clone(), source.tokenizer.clone(), config)?;
         let generator = generator.with_chat_template(source.chat_template.clone());

@@ -72,7 +72,7 @@ pub(crate) struct Settings {
     /// AdamW's decay of parameters per step and learning rate [default: 0]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub(crate) weight_decay: Option<f64>,
-    /// Longer records are cut, and counted [default: 1024]
+    /// Longer records are cut, and counted [default: 1024, or the model's context if that is less]
     #[arg(long, value_name = "TOKENS", help_heading = "Training")]
     pub(crate) max_seq_len: Option<usize>,
     /// Learn only completions and answers, not prompts [default: false; embedded: true]
@@ -143,7 +143,11 @@ impl Settings {
             let one = toml::Table::from_iter([(key.replace('_', "-"), value)]);
             let one: Self = one.try_into().map_err(|e: toml::de::Error| match e.message() {
                 text if text.starts_with("unknown field") => wrong(format!("{name}: `{key}` is not an option"), HINT),
-                text => wrong(format!("{name}: `{key}`: {text}"), HINT),
+                text => {
+                    let whole = "expected a whole number, 0 or more";
+                    let text = text.replace("expected usize", whole).replace("expected u64", whole);
+                    wrong(format!("{name}: `{key}`: {}", text.replace("expected f64", "expected a number")), HINT)
+                }
             })?;
             one.check().with_context(|| name.to_string())?;
             settings = settings.or(one);

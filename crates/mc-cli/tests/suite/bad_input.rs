@@ -34,6 +34,23 @@ fn write(file: &'static str, content: impl AsRef<[u8]> + 'static) -> Box<dyn Fn(
     })
 }
 
+/// A token that the tokenizer has and the embedding has not.
+fn added_token() -> Box<dyn Fn(&Place)> {
+    Box::new(|place| {
+        let file = place.path("model/tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let mut token = json["added_tokens"][0].clone();
+        (token["id"], token["content"]) = (json!(2048), json!("pwd"));
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        fs::write(file, json.to_string()).unwrap();
+    })
+}
+
+#[cfg(unix)]
+fn link(to: &'static str, name: &'static str) -> Box<dyn Fn(&Place)> {
+    Box::new(move |place| std::os::unix::fs::symlink(to, place.path(name)).unwrap())
+}
+
 fn remove(file: &'static str) -> Box<dyn Fn(&Place)> {
     Box::new(move |place| fs::remove_file(place.path(file)).unwrap())
 }
@@ -108,10 +125,17 @@ fn options() {
         call("inspect --dtype f8", "'f8' for '--dtype <"),
         call("eval --device gpu", "unknown device `gpu`"),
         call("eval --device cuda:x", "unknown device `cuda:x`"),
+        call("eval --device cpu:3", "unknown device `cpu:3`"),
+        call("eval --quiet -v", "'--quiet' cannot be used with '--verbose"),
+        // Before anything is looked for.
+        call("finetune --model owner/name --data no --target (q_proj", "`--target` is no regular expression"),
+        train("--batch-size 99999999999999999999999", "the number is too large"),
+        train("--max-seq-len 1000000", "`--max-seq-len` is 1000000, expected at most"),
         train("--rank 0", "`--rank` is 0, expected 1 to 65536"),
         train("--rank -1", "'-1' for '--rank <"),
         train("--rank 99999999", "`--rank` is 99999999, expected 1 to 65536"),
-        train("--rank two", "'two' for '--rank <"),
+        train("--rank two", "'two' for '--rank <R>': expected a whole number, 0 or more"),
+        train("--lr two", "'two' for '--lr <LR>': expected a number"),
         train("--alpha 0", "`--alpha` is 0"),
         train("--alpha inf", "`--alpha` is inf"),
         train("--dropout 1", "`--dropout` is 1, expected at least 0 and below 1"),
@@ -151,6 +175,7 @@ fn options() {
         generate("--top-p 0.9", "--temp 0"),
         generate("--top-k 0 --temp 1", "`--top-k` is 0"),
         generate("--min-p 1.5 --temp 1", "`--min-p` is 1.5"),
+        generate("--repetition-penalty 1e300", "`--repetition-penalty` is 1e300"),
         generate("--repetition-penalty 0", "`--repetition-penalty` is 0"),
         generate("--max-tokens 0", "`--max-tokens` is 0"),
         generate("--stop ''", "`--stop` is an empty text"),
@@ -173,6 +198,21 @@ fn names_of_models_and_outputs() {
         call("a model as adapter", nothing(), &format!("{GENERATE} --adapter model"), "model: no adapter_config.json"),
         call("no such adapter", nothing(), &format!("{GENERATE} --adapter adapter2"), "adapter2: no such directory"),
         call("output holds an adapter", nothing(), "finetune --output adapter", "adapter holds an adapter already"),
+        call(
+            "a file as adapter",
+            nothing(),
+            &format!("{EVAL} --adapter adapter/adapter_config.json"),
+            "adapter_config.json is a file",
+        ),
+        #[cfg(unix)]
+        call("a link to itself", link("loop", "loop"), "inspect loop", "loop is a link that leads nowhere"),
+        #[cfg(unix)]
+        call(
+            "output is a link to nothing",
+            link("no/where", "out"),
+            "finetune --output out/new",
+            "out is not a directory",
+        ),
         call("output is a file", nothing(), "finetune --output data.jsonl", "data.jsonl is not a directory"),
         call(
             "output is below a file",
@@ -187,7 +227,12 @@ fn names_of_models_and_outputs() {
             "finetune --config a.toml",
             "a.toml: `ranks` is not an option",
         ),
-        call("wrong type", write("a.toml", "rank = \"3\""), "finetune --config a.toml", "a.toml: `rank`: invalid type"),
+        call(
+            "wrong type",
+            write("a.toml", "rank = \"3\""),
+            "finetune --config a.toml",
+            "a.toml: `rank`: invalid type: string \"3\", expected a whole number",
+        ),
         call("negative", write("a.toml", "rank = -3"), "finetune --config a.toml", "a.toml: `rank`: invalid value"),
         call("zero", write("a.toml", "batch_size = 0"), "finetune --config a.toml", "a.toml: `--batch-size` is 0"),
         call("not a number", write("a.toml", "lr = nan"), "finetune --config a.toml", "a.toml: `--lr` is NaN"),
@@ -255,6 +300,16 @@ fn model_configurations() {
         case(write("model/generation_config.json", "{"), "model/generation_config.json: EOF"),
         case(set("model/generation_config.json", "eos_token_id", json!("x")), "`eos_token_id` is \"x\""),
         case(set("model/generation_config.json", "eos_token_id", json!([-1])), "`eos_token_id` is [-1]"),
+        case(
+            set("model/generation_config.json", "eos_token_id", json!([0, 99999])),
+            "model/generation_config.json: `eos_token_id` is 99999, expected ids below the model's vocabulary of 2048",
+        ),
+        (
+            "an end of text that nobody can learn",
+            set("model/generation_config.json", "eos_token_id", json!(2048)),
+            FINETUNE.into(),
+            "`eos_token_id` is 2048",
+        ),
     ]);
 }
 
@@ -382,6 +437,13 @@ fn data() {
         case(b"{\"messages\": [{\"content\": \"hi\"}]}", "data.jsonl:1: `messages"),
         case(b"{\"messages\": [{\"role\": 1, \"content\": \"hi\"}]}", "data.jsonl:1: `messages"),
         case(b"\x1f\x8b\x08\x00binary", "data.jsonl:1: not UTF-8"),
+        (
+            "a token that the model lacks",
+            added_token(),
+            FINETUNE.into(),
+            "data.jsonl: `pwd` has token id 2048, expected",
+        ),
+        ("the same in an evaluation", added_token(), EVAL.into(), "data.jsonl: `pwd` has token id 2048, expected"),
         ("none", nothing(), "finetune --model model --data no.jsonl --output out".into(), "no.jsonl: "),
         ("a directory without train.jsonl", write("dir/valid.jsonl", DATA), directory.into(), "dir: no train.jsonl"),
         (
@@ -467,4 +529,19 @@ fn adapters() {
         ),
         ("inspected without weights", remove(FILE), "inspect adapter".into(), "adapter: no adapter_model.safetensors"),
     ]);
+}
+
+/// What the caller cannot mend is no wrong call.
+#[test]
+fn a_hub_that_cannot_be_reached_is_a_failure() {
+    let place = Place::new();
+    for name in ["owner/name", "name"] {
+        let mut command = place.command();
+        // Nothing listens on this port.
+        command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "http://127.0.0.1:1").args(["inspect", name]);
+        let run = Run::of(&mut command);
+        assert_eq!(run.status, 1, "{}", run.stderr);
+        assert!(run.stderr.contains("cannot reach http://127.0.0.1:1"), "{}", run.stderr);
+        assert!(run.stderr.contains("hint: check the network"), "{}", run.stderr);
+    }
 }

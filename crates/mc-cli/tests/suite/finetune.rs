@@ -99,6 +99,7 @@ fn a_resumed_run_ends_as_the_one_that_was_never_stopped() {
 
     let run = train(6, "parts", "--resume");
     assert!(run.stderr.contains("no step is left to do"), "{}", run.stderr);
+    assert!(!run.stderr.contains("tokens/s"), "{}", run.stderr);
 
     // With other data it is no longer the same run, and what is there stays.
     let before = bytes(&place, "parts/adapter_model.safetensors");
@@ -182,14 +183,27 @@ fn the_next_command_works_as_it_is_printed() {
         .unwrap();
     let run = place.run(&format!("{FINETUNE} --steps 1").replace("--output out", "--output it's")).ok();
     let next = run.stderr.lines().find_map(|line| line.strip_prefix("next: ")).unwrap();
-    let program = assert_cmd::cargo::cargo_bin("metal-candle");
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", &format!("{next} --max-tokens 3 --json")]).env("PATH", path);
+    shell.args(["-c", &format!("{next} --max-tokens 3 --json")]);
     let output = shell.current_dir(place.path("")).output().unwrap();
     assert!(output.status.success(), "{next}: {}", String::from_utf8_lossy(&output.stderr));
     let generation: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(generation["prompt_tokens"].as_u64().unwrap() > 3);
+}
+
+#[test]
+fn options_that_do_nothing_are_told() {
+    let place = Place::new();
+    fs::write(place.path("data.jsonl"), "{\"text\": \"README\"}\n").unwrap();
+    let run = place.run(&format!("{FINETUNE} --steps 1 --mask-prompt --eval-every 1")).ok();
+    for line in ["--mask-prompt does nothing", "--eval-every does nothing", " --prompt 'your text'"] {
+        assert!(run.stderr.contains(line), "{line}: {}", run.stderr);
+    }
+    let run = place.run("inspect model --threads 1").ok();
+    assert!(run.stderr.contains("--threads change nothing"), "{}", run.stderr);
+    // Not the directory of that name.
+    fs::create_dir(place.path("embedded")).unwrap();
+    assert!(place.run("inspect").ok().stdout.starts_with("embedded: "));
 }
 
 /// A limit on the size of files stands for a full disk.
@@ -199,7 +213,9 @@ fn what_cannot_be_written_is_a_failure_and_no_adapter() {
     let place = Place::new();
     let program = assert_cmd::cargo::cargo_bin("metal-candle");
     let mut shell = assert_cmd::Command::new("sh");
-    let script = format!("ulimit -f 8; trap '' XFSZ; exec '{}' {FINETUNE} --steps 1", program.display());
+    // A build that measures coverage writes files of its own, which are none of this test's business.
+    let limits = "ulimit -f 8; trap '' XFSZ; export LLVM_PROFILE_FILE=/dev/null";
+    let script = format!("{limits}; exec '{}' {FINETUNE} --steps 1", program.display());
     let run = Run::of(shell.args(["-c", &script]).current_dir(place.path("")));
     assert_eq!(run.status, 1, "{}", run.stderr);
     let lines: Vec<_> = run.stderr.lines().rev().take(2).collect();
