@@ -236,7 +236,9 @@ impl ModelDir {
     fn json(&self, name: &str) -> Result<Option<Value>> {
         let Some(text) = self.read(name)? else { return Ok(None) };
         let file = self.file_name(name);
-        let value: Value = serde_json::from_slice(&text).map_err(Error::json(&file))?;
+        // Some editors write a byte order mark, which JSON does not have.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+        let value: Value = serde_json::from_slice(text).map_err(Error::json(&file))?;
         if value.is_object() { Ok(Some(value)) } else { Err(Error::invalid(&file, "not a JSON object")) }
     }
 

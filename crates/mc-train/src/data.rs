@@ -146,8 +146,8 @@ impl Dataset {
         if dataset.examples.is_empty() {
             return Err(Error::Data {
                 place: name.into(),
-                what: format!("no token of its {} records is supervised", dataset.report.records),
-                hint: "is max-seq-len too short for the prompts, or is there no assistant turn under mask-prompt?"
+                what: "no token in it is supervised".into(),
+                hint: "is --max-seq-len too short for the prompts, or is there no assistant turn under --mask-prompt?"
                     .into(),
             });
         }

@@ -101,9 +101,10 @@ impl Error {
             Self::LoRA(e) => e.hint(),
             Self::NoGradient { .. } => Some("the objective must depend on every parameter of the adapter".into()),
             Self::NonFinite { .. } => Some("try a lower learning rate, or clip gradients by a smaller norm".into()),
-            Self::Resume { .. } => {
-                Some("resume with the settings and data it was started with, or start a new run".into())
-            }
+            Self::Resume { .. } => Some(
+                "model, data, seed, batches and adapter must be those of the start; steps and learning rate may differ"
+                    .into(),
+            ),
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Some("check the path".into()),
                 std::io::ErrorKind::PermissionDenied => Some("check who may read and write there".into()),

@@ -201,6 +201,10 @@ fn options_that_do_nothing_are_told() {
     }
     let run = place.run("inspect model --threads 1").ok();
     assert!(run.stderr.contains("--threads change nothing"), "{}", run.stderr);
+    let adapter = Place::with_adapter();
+    adapter.set("adapter/adapter_config.json", "r", Some(json!(4)));
+    let run = adapter.run("inspect adapter").ok();
+    assert!(run.stderr.contains(", which is not of rank 4"), "{}", run.stderr);
     // Not the directory of that name.
     fs::create_dir(place.path("embedded")).unwrap();
     assert!(place.run("inspect").ok().stdout.starts_with("embedded: "));

@@ -145,3 +145,12 @@ fn a_full_stdout_is_a_failure() {
         assert!(stderr.contains("error: stdout: ") && stderr.contains("\nhint: "), "{args}: {stderr}");
     }
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_configuration() {
+    let place = Place::new();
+    let file = place.path("model/config.json");
+    let marked = [b"\xef\xbb\xbf", std::fs::read(&file).unwrap().as_slice()].concat();
+    std::fs::write(&file, marked).unwrap();
+    place.run("inspect model").ok();
+}

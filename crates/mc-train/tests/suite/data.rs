@@ -137,7 +137,7 @@ fn what_is_cut_or_left_out_is_reported() {
     assert_eq!((cut.report().tokens, cut.report().supervised_tokens), (report(2).tokens, report(2).supervised_tokens));
     assert_eq!(cut.examples()[0].ids, whole.examples()[0].ids[..length - 2]);
     let error = read(both, &tokenizer, &DatasetOptions { max_seq_len: 5, ..chat() }).unwrap_err();
-    assert_eq!(error.to_string(), "train.jsonl: no token of its 1 records is supervised");
+    assert_eq!(error.to_string(), "train.jsonl: no token in it is supervised");
 }
 
 #[test]
