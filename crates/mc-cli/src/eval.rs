@@ -47,7 +47,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         None => Dataset::read("embedded valid.jsonl", crate::embedded::VALID.as_bytes(), &source.tokenizer, &options)?,
     };
     if let Some(path) = &args.data {
-        source.check_tokens(&path.display().to_string(), &data)?;
+        data.check_tokens(&path.display().to_string(), source.config.vocab_size)?;
     }
     report::dataset(global, "data", data.report());
     let model = source.load(global)?;

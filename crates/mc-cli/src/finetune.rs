@@ -197,7 +197,7 @@ fn read(path: &Path, source: &Source, options: &DatasetOptions) -> Result<(Datas
     let first = String::from_utf8_lossy(&head).trim_start_matches('\u{feff}').trim().to_string();
     let name = path.display().to_string();
     let data = Dataset::read(&name, head.as_slice().chain(file), &source.tokenizer, options)?;
-    source.check_tokens(&name, &data)?;
+    data.check_tokens(&name, source.config.vocab_size)?;
     Ok((data, first))
 }
 

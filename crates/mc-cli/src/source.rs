@@ -7,7 +7,7 @@ use metal_candle::{
     lora::LoRAAdapter,
     models::{self, CausalLM, Model, ModelConfig, open_model},
     text::{ChatTemplate, Tokenizer, TokenizerFiles},
-    training::{Dataset, DatasetOptions},
+    training::DatasetOptions,
 };
 use std::{borrow::Cow, path::Path};
 
@@ -63,7 +63,7 @@ impl Source {
                 "{}: `eos_token_id` is {id}, expected ids below the model's vocabulary of {size}",
                 self.dir.file_name(file)
             );
-            return Err(wrong(what, MIXED_UP));
+            return Err(wrong(what, "the file belongs to another model, or was edited"));
         }
         Ok(ids)
     }
@@ -83,27 +83,11 @@ impl Source {
         })
     }
 
-    /// Checks that the model knows every token of `data`, which was read from `name`.
-    pub(crate) fn check_tokens(&self, name: &str, data: &Dataset) -> Result<()> {
-        let size = self.config.vocab_size;
-        match data.examples().iter().flat_map(|example| &example.ids).find(|id| **id as usize >= size) {
-            Some(id) => {
-                let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
-                let what =
-                    format!("{name}: `{token}` has token id {id}, expected ids below the model's vocabulary of {size}");
-                Err(wrong(what, MIXED_UP))
-            }
-            None => Ok(()),
-        }
-    }
-
     /// The model's name as an adapter records it.
     pub(crate) fn name(&self) -> &str {
         self.dir.name()
     }
 }
-
-const MIXED_UP: &str = "weights and tokenizer must be of the same model; was a token added to one of them?";
 
 /// The adapter of `--adapter`, made for `model`.
 pub(crate) fn adapter(model: &dyn CausalLM, dir: &Path) -> Result<LoRAAdapter> {

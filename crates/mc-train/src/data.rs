@@ -188,6 +188,21 @@ impl Dataset {
         &self.report
     }
 
+    /// Checks that a model of `vocab_size` tokens has all of these; `name` is what the error calls the data.
+    ///
+    /// # Errors
+    /// If a token's id is beyond the vocabulary.
+    pub fn check_tokens(&self, name: &str, vocab_size: usize) -> Result<()> {
+        match self.examples.iter().flat_map(|example| &example.ids).find(|id| **id as usize >= vocab_size) {
+            Some(id) => Err(Error::Data {
+                place: name.into(),
+                what: format!("it has token id {id}, expected ids below the model's vocabulary of {vocab_size}"),
+                hint: "weights and tokenizer must be of the same model; was a token added to one of them?".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// A number that differs between data sets: FNV-1a over all tokens and marks.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -41,6 +41,7 @@ pub(crate) fn evaluate_with(
     if data.is_empty() {
         return Err(Error::config("examples to evaluate on", 0, "at least 1"));
     }
+    data.check_tokens("the data to evaluate on", model.config().vocab_size)?;
     // Like lengths side by side need little padding; which rows share a batch does not change their losses.
     let mut examples: Vec<_> = data.examples().iter().collect();
     examples.sort_by_key(|e| e.ids.len());

@@ -177,6 +177,9 @@ impl Trainer {
         if data.is_empty() {
             return Err(Error::config("examples to train on", 0, "at least 1"));
         }
+        let vocab_size = self.model.config().vocab_size;
+        data.check_tokens("the training data", vocab_size)?;
+        valid.map_or(Ok(()), |valid| valid.check_tokens("the held-out data", vocab_size))?;
         let fingerprint = Fingerprint::new(self.model.config(), &self.adapter, &self.config, Some(data));
         let files = self.config.output_dir.clone().map(RunFiles::new);
         if let (Some(resumed), Some(files)) = (self.resumed.take(), &files) {

@@ -3,7 +3,8 @@
 use crate::{adapter_config, config, model, random_data, trainer};
 use mc_lora::{LoRAAdapter, LoRAAdapterConfig, TargetModule};
 use mc_train::{
-    Dataset, EvalMetrics, LRScheduler, Observer, RunFiles, RunStart, StepMetrics, Trainer, TrainingConfig, evaluate,
+    Dataset, EvalMetrics, Example, LRScheduler, Observer, RunFiles, RunStart, StepMetrics, Trainer, TrainingConfig,
+    evaluate,
 };
 use std::{
     fs,
@@ -270,4 +271,21 @@ fn impossible_settings_are_refused() {
     assert!(trainer(config(1)).train(&Dataset::default()).is_err());
     assert!(evaluate(&*model, None, &Dataset::default(), 1).is_err());
     assert!(evaluate(&*model, None, &random_data(1, 3), 0).is_err());
+}
+
+#[test]
+fn a_token_that_the_model_lacks_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let mut trainer = trainer(TrainingConfig { output_dir: Some(output.clone()), ..config(1) });
+    let vocab_size = trainer.model().config().vocab_size as u32;
+    let data = |id| Dataset::from_examples([Example::new(vec![1, id, 2], vec![true; 3])]);
+    let (known, unknown) = (data(vocab_size - 1), data(vocab_size));
+    let expected = format!("it has token id {vocab_size}, expected ids below the model's vocabulary of {vocab_size}");
+    let check = |error: mc_train::Error, place: &str| assert_eq!(error.to_string(), format!("{place}: {expected}"));
+    check(trainer.train(&unknown).unwrap_err(), "the training data");
+    check(trainer.train_with_eval(&known, Some(&unknown)).unwrap_err(), "the held-out data");
+    check(evaluate(&**trainer.model(), None, &unknown, 1).unwrap_err(), "the data to evaluate on");
+    assert!(!output.exists());
+    trainer.train_with_eval(&known, Some(&known)).unwrap();
 }
