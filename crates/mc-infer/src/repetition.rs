@@ -31,7 +31,9 @@ impl RepetitionPenalty {
         let single = penalty as f32;
         if !(single > 0.0 && single.is_finite()) {
             let expected = "a number above 0; 1 is no penalty";
-            return Err(Error::Option { option: "repetition_penalty", found: format!("{penalty:?}"), expected });
+            // Not as `Display`, which writes all 301 digits of 1e300.
+            let found = format!("{penalty:?}").trim_end_matches(".0").to_string();
+            return Err(Error::Option { option: "repetition_penalty", found, expected });
         }
         Ok(Self { penalty: single, seen: Vec::new(), is_seen: Vec::new() })
     }
