@@ -60,7 +60,9 @@ fn loss(c: &mut Criterion) -> Result<()> {
 
 fn all(c: &mut Criterion) {
     for subject in [projection, attention, loss] {
-        subject(c).expect("the inputs fit each other");
+        if let Err(error) = subject(c) {
+            panic!("{error}");
+        }
     }
 }
 
