@@ -1,6 +1,6 @@
 //! The adapter of one projection: its parameters, and what it makes of the projection's input. Knows no model.
 
-use crate::{LoRAConfig, Result, frozen};
+use crate::{LoRAConfig, Result};
 use candle_core::{DType, Tensor, Var};
 use mc_backend::{
     Purpose, Stream, Weight,
@@ -134,7 +134,7 @@ impl Dora {
         let square = ((&self.weight_square_sums + (cross * (2.0 * s))?)? + (own * (s * s))?)?;
         // Rounding may take a square below zero; and a row of zeros stays one instead of becoming 0/0.
         let norm = square.maximum(0f32)?.sqrt()?.maximum(f32::MIN_POSITIVE)?;
-        frozen::over(self.magnitude.as_tensor(), &norm)
+        ops::mul_frozen(self.magnitude.as_tensor(), &norm.recip()?)
     }
 }
 
@@ -191,7 +191,7 @@ impl Terms {
         };
         let (kept, lora) = match lora.dropout {
             None => (None, lora),
-            Some(dropout) => (Some(frozen::times(x, &dropout.mask(x)?)?), Lora { dropout: None, ..lora }),
+            Some(dropout) => (Some(ops::mul_frozen(x, &dropout.mask(x)?)?), Lora { dropout: None, ..lora }),
         };
         // In f32 at least: a row scale is near 1, where bf16 has no other number within 2⁻⁸.
         let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
@@ -203,7 +203,7 @@ impl Terms {
         match (kept, bias) {
             // The two terms without `g` are one projection of `x − d(x)`.
             (Some(kept), _) => ops::linear(&(x - &kept)?, weight, bias.as_ref())? + scaled(&kept)?,
-            (None, Some(bias)) => frozen::plus(&scaled(x)?, &bias.to_dtype(x.dtype())?),
+            (None, Some(bias)) => ops::add_frozen(&scaled(x)?, &bias.to_dtype(x.dtype())?),
             (None, None) => scaled(x),
         }
     }

@@ -19,7 +19,6 @@ mod adapter;
 mod checkpoint;
 mod config;
 mod error;
-mod frozen;
 mod layer;
 mod peft;
 mod targets;
