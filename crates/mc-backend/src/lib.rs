@@ -16,12 +16,14 @@ mod graft;
 mod kernels;
 mod memory;
 pub mod ops;
+mod pool;
 pub mod random;
 pub mod tensor;
 pub mod weight;
 
 pub use device::DeviceExt;
 pub use memory::peak_memory_bytes;
+pub use pool::let_candle_wait_asleep;
 pub use random::{Purpose, Stream};
 pub use tensor::TensorExt;
 pub use weight::Weight;

@@ -43,6 +43,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: the first statement of the process; no other thread runs.
+    #[allow(unsafe_code)]
+    unsafe {
+        metal_candle::backend::let_candle_wait_asleep();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return failure::wrong_call(&error),
