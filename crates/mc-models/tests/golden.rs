@@ -12,23 +12,10 @@ use std::collections::HashMap;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 15] = [
-    "llama",
-    "llama-bias",
-    "llama-linear",
-    "llama-sharded",
-    "llama3",
-    "mistral",
-    "mistral-full",
-    "mistral-long",
-    "qwen2",
-    "qwen2-bf16",
-    "qwen2-old",
-    "qwen2-window",
-    "qwen3",
-    "qwen3-eps",
-    "qwen3-untied",
-];
+/// Every golden model.
+fn models() -> Vec<String> {
+    golden::cases("models", 15)
+}
 
 fn load(name: &str) -> Result<(Model, HashMap<String, Tensor>)> {
     let dir = golden::dir(&format!("models/{name}"));
@@ -40,18 +27,17 @@ fn ids(tensor: &Tensor) -> Result<Vec<u32>> {
     Ok(tensor.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?)
 }
 
-#[test]
-fn every_golden_model_is_tested() -> Result<()> {
-    let mut found: Vec<_> =
-        std::fs::read_dir(golden::dir("models"))?.map(|e| Ok(e?.file_name())).collect::<Result<_>>()?;
-    found.sort();
-    assert_eq!(found, MODELS);
-    Ok(())
+/// The padded batch of a model: its shape, its ids, and how much of each row is padding.
+fn padded(expected: &HashMap<String, Tensor>) -> Result<((usize, usize), Vec<u32>, Vec<usize>)> {
+    let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
+    let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
+    assert!(left.iter().any(|l| *l > 0), "there is no padding");
+    Ok((expected["padded_ids"].dims2()?, ids(&expected["padded_ids"])?, left))
 }
 
 #[test]
 fn logits_and_loss() -> Result<()> {
-    for name in MODELS {
+    for name in &models() {
         let (model, expected) = load(name)?;
         let input = &expected["input_ids"];
         let (b, t) = input.dims2()?;
@@ -73,7 +59,7 @@ fn logits_and_loss() -> Result<()> {
 
 #[test]
 fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
-    for name in MODELS {
+    for name in &models() {
         let (model, expected) = load(name)?;
         let (prompt, greedy) = (ids(&expected["prompt"])?, ids(&expected["greedy"])?);
         assert_eq!((prompt.len(), greedy.len()), (7, 24), "{name}");
@@ -101,14 +87,9 @@ fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
 
 #[test]
 fn a_padded_row_equals_transformers_and_the_row_alone() -> Result<()> {
-    for name in MODELS {
+    for name in &models() {
         let (model, expected) = load(name)?;
-        let padded = &expected["padded_ids"];
-        let (b, t) = padded.dims2()?;
-        let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
-        let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
-        assert!(left.iter().any(|l| *l > 0), "{name} has no padding");
-        let all = ids(padded)?;
+        let ((b, t), all, left) = padded(&expected)?;
         let mut pass = Pass { left_padding: Some(&left), ..Pass::default() };
         let hidden = model.hidden(&all, (b, t), &mut pass)?;
         let last = model.logits(&hidden.i((.., t - 1))?)?;
@@ -125,13 +106,9 @@ fn a_padded_row_equals_transformers_and_the_row_alone() -> Result<()> {
 
 #[test]
 fn a_padded_batch_decodes_with_a_cache_as_each_row_alone() -> Result<()> {
-    for name in MODELS {
+    for name in &models() {
         let (model, expected) = load(name)?;
-        let padded = &expected["padded_ids"];
-        let (b, t) = padded.dims2()?;
-        let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
-        let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
-        let all = ids(padded)?;
+        let ((b, t), all, left) = padded(&expected)?;
         let mut cache = KVCache::new(&*model, KVCacheConfig { batch_size: b, ..KVCacheConfig::default() })?;
         let mut run = |ids: &[u32], n: usize| -> Result<Tensor> {
             let mut pass = Pass { cache: Some(&mut cache), left_padding: Some(&left), ..Pass::default() };

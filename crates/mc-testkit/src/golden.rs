@@ -15,6 +15,20 @@ pub fn dir(name: &str) -> PathBuf {
     dir
 }
 
+/// The golden cases of a part, `models`, `adapters` or `training`, by name and sorted. `count` is how many there are, so
+/// that a test over all of them notices if some are gone, and its author that some are new.
+///
+/// # Panics
+/// When there are more or fewer.
+#[track_caller]
+pub fn cases(part: &str, count: usize) -> Vec<String> {
+    let entries = std::fs::read_dir(dir(part)).unwrap_or_else(|error| panic!("{part}: {error}"));
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert_eq!(names.len(), count, "golden {part}: {names:?}");
+    names
+}
+
 /// All tensors of a safetensors file, on the CPU.
 ///
 /// # Panics
@@ -64,9 +78,9 @@ mod tests {
 
     #[test]
     fn every_case_is_complete() {
-        for part in ["models", "adapters", "training"] {
-            for case in std::fs::read_dir(dir(part)).unwrap() {
-                let case = case.unwrap().path();
+        for (part, count) in [("models", 15), ("adapters", 11), ("training", 7)] {
+            for case in cases(part, count) {
+                let case = dir(part).join(case);
                 assert!(!tensors(case.join("expected.safetensors")).is_empty());
                 let (file, key) = match part {
                     "models" => ("config.json", "model_type"),
