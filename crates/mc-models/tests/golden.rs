@@ -27,12 +27,19 @@ fn ids(tensor: &Tensor) -> Result<Vec<u32>> {
     Ok(tensor.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?)
 }
 
-/// The padded batch of a model: its shape, its ids, and how much of each row is padding.
-fn padded(expected: &HashMap<String, Tensor>) -> Result<((usize, usize), Vec<u32>, Vec<usize>)> {
+/// The padded batch of a model.
+struct Padded {
+    shape: (usize, usize),
+    ids: Vec<u32>,
+    /// How much of each row is padding.
+    left: Vec<usize>,
+}
+
+fn padded(expected: &HashMap<String, Tensor>) -> Result<Padded> {
     let mask = expected["attention_mask"].to_dtype(DType::U32)?.to_vec2::<u32>()?;
     let left: Vec<usize> = mask.iter().map(|row| row.iter().take_while(|m| **m == 0).count()).collect();
     assert!(left.iter().any(|l| *l > 0), "there is no padding");
-    Ok((expected["padded_ids"].dims2()?, ids(&expected["padded_ids"])?, left))
+    Ok(Padded { shape: expected["padded_ids"].dims2()?, ids: ids(&expected["padded_ids"])?, left })
 }
 
 #[test]
@@ -89,7 +96,7 @@ fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
 fn a_padded_row_equals_transformers_and_the_row_alone() -> Result<()> {
     for name in &models() {
         let (model, expected) = load(name)?;
-        let ((b, t), all, left) = padded(&expected)?;
+        let Padded { shape: (b, t), ids: all, left } = padded(&expected)?;
         let mut pass = Pass { left_padding: Some(&left), ..Pass::default() };
         let hidden = model.hidden(&all, (b, t), &mut pass)?;
         let last = model.logits(&hidden.i((.., t - 1))?)?;
@@ -108,7 +115,7 @@ fn a_padded_row_equals_transformers_and_the_row_alone() -> Result<()> {
 fn a_padded_batch_decodes_with_a_cache_as_each_row_alone() -> Result<()> {
     for name in &models() {
         let (model, expected) = load(name)?;
-        let ((b, t), all, left) = padded(&expected)?;
+        let Padded { shape: (b, t), ids: all, left } = padded(&expected)?;
         let mut cache = KVCache::new(&*model, KVCacheConfig { batch_size: b, ..KVCacheConfig::default() })?;
         let mut run = |ids: &[u32], n: usize| -> Result<Tensor> {
             let mut pass = Pass { cache: Some(&mut cache), left_padding: Some(&left), ..Pass::default() };
