@@ -5,10 +5,10 @@
 //! was given, and whose backward is a closure. What the closure needs of the forward pass, it captures.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
+    Tensor, bail,
 };
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 type Backward = Box<dyn Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync>;
 
@@ -57,6 +57,44 @@ pub(crate) fn graft<const N: usize>(
         [a, b, c] => a.apply_op3(b, c, op),
         _ => bail!("an op has one to three differentiable arguments, this one has {N}"),
     }
+}
+
+/// As [`graft`] for one argument and any number of trained tensors, whose gradients come as a list.
+///
+/// Candle's custom ops have at most three arguments. So the trained tensors hang on a chain of scalar nodes, the end of
+/// which is the op's second argument; the op's backward leaves their gradients where the chain's nodes fetch them, and
+/// candle calls those later, because it goes through the graph in order.
+pub(crate) fn graft_with(
+    x: &Tensor,
+    trained: &[&Tensor],
+    value: Value,
+    backward: impl Fn(&Tensor) -> Result<(Option<Tensor>, Vec<Tensor>)> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if !trained.iter().any(|t| t.track_op()) {
+        return graft([x], value, move |g| Ok([backward(g)?.0]));
+    }
+    let left = Arc::new(Mutex::new(Vec::<Option<Tensor>>::new()));
+    let scalar = Tensor::zeros((), DType::F32, x.device())?;
+    let mut chain: Option<Tensor> = None;
+    for (i, tensor) in trained.iter().enumerate() {
+        let (left, scalar) = (left.clone(), scalar.clone());
+        let fetch = move || -> Result<Option<Tensor>> {
+            let mut left = left.lock().map_err(|_| candle_core::Error::msg("a graft was poisoned"))?;
+            Ok(left.get_mut(i).and_then(Option::take))
+        };
+        let value = Value::Tensor(scalar.clone());
+        chain = Some(match &chain {
+            None => graft([tensor], value, move |_| Ok([fetch()?]))?,
+            Some(chain) => graft([chain, tensor], value, move |_| Ok([Some(scalar.clone()), fetch()?]))?,
+        });
+    }
+    let chain = chain.unwrap_or_else(|| scalar.clone());
+    graft([x, &chain], value, move |g| {
+        let (dx, gradients) = backward(g)?;
+        let mut left = left.lock().map_err(|_| candle_core::Error::msg("a graft was poisoned"))?;
+        *left = gradients.into_iter().map(Some).collect();
+        Ok([dx, Some(scalar.clone())])
+    })
 }
 
 struct Graft {

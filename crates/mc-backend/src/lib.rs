@@ -22,6 +22,7 @@ pub mod tensor;
 pub mod weight;
 
 pub use device::DeviceExt;
+pub use kernels::tile::Arithmetic;
 pub use memory::peak_memory_bytes;
 pub use pool::let_candle_wait_asleep;
 pub use random::{Purpose, Stream};

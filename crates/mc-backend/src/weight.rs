@@ -3,7 +3,10 @@
 //! On the CPU its rows stay as they lie in the file, `bf16`, `f16` or `f32`, usually memory-mapped; the kernels widen
 //! them as they go. On other devices it is a candle tensor. Knows nothing of names or files.
 
-use crate::kernels;
+use crate::kernels::{
+    self,
+    tile::{self, Arithmetic},
+};
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 use std::{fmt, ops::Range, sync::Arc};
@@ -28,6 +31,7 @@ pub struct Weight {
     rows: usize,
     cols: usize,
     dtype: DType,
+    arithmetic: Arithmetic,
     data: Data,
 }
 
@@ -44,6 +48,17 @@ pub(crate) enum Elements<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     BF16(&'a [bf16]),
+}
+
+impl Elements<'_> {
+    /// Element `i`, widened.
+    pub(crate) fn get(self, i: usize) -> f32 {
+        match self {
+            Self::F32(x) => x[i],
+            Self::F16(x) => x[i].to_f32(),
+            Self::BF16(x) => x[i].to_f32(),
+        }
+    }
 }
 
 impl Weight {
@@ -69,7 +84,7 @@ impl Weight {
         } else {
             Data::aligned(bytes)
         };
-        Ok(Self { rows, cols, dtype, data })
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data })
     }
 
     /// A matrix from a tensor of shape `(rows, cols)`: copied on the CPU, shared on other devices.
@@ -93,7 +108,8 @@ impl Weight {
                 _ => None,
             }
         };
-        Ok(Self { rows, cols, dtype, data: data.unwrap_or(Data::Tensor(tensor)) })
+        let data = data.unwrap_or(Data::Tensor(tensor));
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data })
     }
 
     /// Number of rows: of a projection the width of its output.
@@ -109,6 +125,21 @@ impl Weight {
     /// The dtype the matrix is stored in.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The same matrix, whose products round their inputs to what `arithmetic` says; a new one computes in `f32`.
+    ///
+    /// Only the kernels of the CPU heed it, and only where the CPU multiplies `bf16` in hardware: elsewhere, and for a
+    /// few rows at a time, where reading the matrix is what costs, inputs are taken as they are.
+    #[must_use]
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        let arithmetic = if tile::has_bf16() { arithmetic } else { Arithmetic::F32 };
+        Self { arithmetic, ..self }
+    }
+
+    /// What products with the matrix round their inputs to.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// The device the matrix is on.
@@ -136,7 +167,7 @@ impl Weight {
         match self.elements() {
             Some(elements) => {
                 let mut sums = vec![0f32; self.rows];
-                kernels::gemm::row_square_sums(elements, self.cols, &mut sums);
+                kernels::rows::square_sums(elements, self.cols, &mut sums);
                 Tensor::from_vec(sums, self.rows, &Device::Cpu)
             }
             None => self.to_tensor(DType::F32)?.sqr()?.sum(1),

@@ -22,7 +22,7 @@ const SAMPLE: SamplingStrategy =
 
 fn load(name: &str) -> Result<(Model, HashMap<String, Tensor>)> {
     let dir = golden::dir(&format!("models/{name}"));
-    let model = ModelLoader::new().load_dir(&ModelDir::open(&dir)?)?;
+    let model = ModelLoader::new().with_dtype(DType::F32).load_dir(&ModelDir::open(&dir)?)?;
     Ok((model, golden::tensors(dir.join("expected.safetensors"))))
 }
 

@@ -4,6 +4,7 @@
 
 mod scripted;
 
+use candle_core::DType;
 use mc_checkpoint::{GenerationConfig, ModelDir};
 use mc_infer::{Error, FinishReason, Generation, Generator, GeneratorConfig, StreamToken};
 use mc_models::{Adapter, Model, ModelLoader, Projection};
@@ -247,7 +248,7 @@ fn golden_model(name: &str) -> Result<(Model, Vec<u32>, Vec<u32>)> {
     let dir = golden::dir(&format!("models/{name}"));
     let expected = golden::tensors(dir.join("expected.safetensors"));
     let ids = |key: &str| expected[key].flatten_all().and_then(|t| t.to_vec1::<u32>());
-    Ok((ModelLoader::new().load_dir(&ModelDir::open(dir)?)?, ids("prompt")?, ids("greedy")?))
+    Ok((ModelLoader::new().with_dtype(DType::F32).load_dir(&ModelDir::open(dir)?)?, ids("prompt")?, ids("greedy")?))
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::{LoRAAdapterConfig, LoRALayer, Result, layer::Terms, targets::Targets};
 use candle_core::{Tensor, Var};
 use mc_backend::{Purpose, Stream, ops::Dropout};
-use mc_models::{Adapter, CausalLM, Projection};
+use mc_models::{Adapter, Addition, CausalLM, Projection};
 
 /// A trainable LoRA or DoRA adapter.
 ///
@@ -102,6 +102,19 @@ impl LoRAAdapter {
         Ok(FrozenAdapter { layers })
     }
 
+    /// What a layer adds with the terms and dropout that it is given; the norms of DoRA are not computed for nothing.
+    fn layer_addition(
+        &self,
+        projection: &Projection,
+        terms: impl Fn(&LoRALayer) -> candle_core::Result<(Terms, Option<Dropout>)>,
+    ) -> candle_core::Result<Addition> {
+        match self.layer(projection)? {
+            None => Ok(Addition::Nothing),
+            Some(layer) if layer.is_dora() => Ok(Addition::Other),
+            Some(layer) => terms(layer).map(|(terms, dropout)| terms.addition(dropout)),
+        }
+    }
+
     fn layer(&self, projection: &Projection) -> candle_core::Result<Option<&LoRALayer>> {
         let layer = at(&self.layers, projection)?;
         layer.map_or(Ok(()), |layer| same_place(layer.path(), projection))?;
@@ -116,6 +129,10 @@ impl Adapter for LoRAAdapter {
             None => projection.forward(x),
         };
         group.iter().map(project).collect()
+    }
+
+    fn addition(&self, projection: &Projection) -> candle_core::Result<Addition> {
+        self.layer_addition(projection, |layer| Ok((layer.terms(&projection.weight)?.detached(), None)))
     }
 }
 
@@ -148,6 +165,12 @@ impl Adapter for TrainingPass<'_> {
         };
         group.iter().map(project).collect()
     }
+
+    fn addition(&self, projection: &Projection) -> candle_core::Result<Addition> {
+        self.adapter.layer_addition(projection, |layer| {
+            Ok((layer.terms(&projection.weight)?, self.dropout(layer, projection.site.index)))
+        })
+    }
 }
 
 /// An adapter that does not change any more; see [`LoRAAdapter::freeze`].
@@ -167,6 +190,16 @@ impl Adapter for FrozenAdapter {
             None => projection.forward(x),
         };
         group.iter().map(project).collect()
+    }
+
+    fn addition(&self, projection: &Projection) -> candle_core::Result<Addition> {
+        match at(&self.layers, projection)? {
+            Some((path, terms)) => {
+                same_place(path, projection)?;
+                Ok(terms.clone().addition(None))
+            }
+            None => Ok(Addition::Nothing),
+        }
     }
 }
 

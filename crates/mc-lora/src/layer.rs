@@ -6,7 +6,7 @@ use mc_backend::{
     Purpose, Stream, Weight,
     ops::{self, Dropout, Lora},
 };
-use mc_models::Projection;
+use mc_models::{Addition, Projection};
 
 /// LoRA or DoRA at one projection; parameters are `f32` on the projection's device.
 ///
@@ -110,6 +110,11 @@ impl LoRALayer {
         self.dora.as_ref().map(|d| &d.magnitude)
     }
 
+    /// Whether the norms of the weight's rows take part.
+    pub(crate) fn is_dora(&self) -> bool {
+        self.dora.is_some()
+    }
+
     /// What the layer computes with as its parameters are now; gradients reach them.
     pub(crate) fn terms(&self, weight: &Weight) -> candle_core::Result<Terms> {
         let row_scale = self.dora.as_ref().map(|dora| dora.row_scale(self, weight)).transpose()?;
@@ -173,6 +178,14 @@ impl Terms {
     pub(crate) fn copied(&self) -> candle_core::Result<Self> {
         let row_scale = self.row_scale.as_ref().map(|t| t.detach().copy()).transpose()?;
         Ok(Self { a: self.a.detach().copy()?, b: self.b.detach().copy()?, scale: self.scale, row_scale })
+    }
+
+    /// What they add, said for a fused block: with DoRA it is more than a low-rank part.
+    pub(crate) fn addition(self, dropout: Option<Dropout>) -> Addition {
+        match self.row_scale {
+            Some(_) => Addition::Other,
+            None => Addition::LowRank { a: self.a, b: self.b, scale: self.scale, dropout },
+        }
     }
 
     /// `x·Wᵀ + bias + s·(d(x)·Aᵀ)·Bᵀ`, where `d` is the dropout; x `(…, in)` → `(…, out)`.

@@ -22,7 +22,7 @@ impl Case {
     fn open(name: &str) -> Self {
         let dir = golden::dir(&format!("adapters/{name}"));
         let base = golden::json(dir.join("expected.json"))["base"].as_str().unwrap().to_string();
-        let model = ModelLoader::new().load(golden::dir(&format!("models/{base}"))).unwrap();
+        let model = ModelLoader::new().with_dtype(DType::F32).load(golden::dir(&format!("models/{base}"))).unwrap();
         let adapter = LoRAAdapter::load(&*model, &dir).unwrap();
         assert_eq!(adapter.base_model(), Some(base.as_str()));
         Self { model, adapter, expected: golden::tensors(dir.join("expected.safetensors")) }

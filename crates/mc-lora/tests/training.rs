@@ -7,7 +7,7 @@ use mc_models::{Adapter, Model, ModelLoader, Pass};
 use mc_testkit::{Tolerance, assert_close, golden, max_abs_diff, random};
 
 fn model(name: &str) -> Model {
-    ModelLoader::new().load(golden::dir(&format!("models/{name}"))).unwrap()
+    ModelLoader::new().with_dtype(DType::F32).load(golden::dir(&format!("models/{name}"))).unwrap()
 }
 
 fn hidden(model: &Model, adapter: Option<&dyn Adapter>) -> Tensor {
@@ -179,7 +179,7 @@ fn an_adapter_for_a_model_of_another_depth_says_so() {
         types.pop();
     }
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let shallow = ModelLoader::new().load(dir.path()).unwrap();
+    let shallow = ModelLoader::new().with_dtype(DType::F32).load(dir.path()).unwrap();
     assert_eq!(deep.sites().len(), shallow.sites().len() + 7);
 
     let adapter = trained(&shallow, LoRAAdapterConfig::default(), 5);

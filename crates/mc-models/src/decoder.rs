@@ -2,7 +2,7 @@
 
 use crate::{CausalLM, ModelConfig, Pass, Projection, Result, layers::Block, model::Site};
 use candle_core::{DType, Device, Tensor};
-use mc_backend::{DeviceExt, Weight, ops};
+use mc_backend::{Arithmetic, DeviceExt, Weight, ops};
 use mc_checkpoint::WeightSource;
 use std::sync::Arc;
 
@@ -26,14 +26,17 @@ impl Decoder {
     /// Loads the weights of `config` from `source` onto `device`.
     ///
     /// With a `dtype` the matrices are converted to it, else they stay as in the source. Activations are `f32` on the
-    /// CPU, and of that dtype (or the device's default) elsewhere.
+    /// CPU, and of that dtype (or the device's default) elsewhere. On the CPU, products with `bf16` matrices round their
+    /// inputs to `bf16` and sum in `f32`; if `dtype` is `f32` they round nothing, and matrices of less precision stay
+    /// as they are, since they widen exactly.
     ///
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: Option<DType>) -> Result<Self> {
         let activations = if device.is_cpu() { DType::F32 } else { dtype.unwrap_or_else(|| device.default_dtype()) };
-        let weights = if device.is_cpu() { dtype } else { Some(activations) };
-        let mut loading = Loading { source, device, activations, weights, sites: 0 };
+        let weights = if device.is_cpu() { dtype.filter(|d| *d != DType::F32) } else { Some(activations) };
+        let arithmetic = if dtype == Some(DType::F32) { Arithmetic::F32 } else { Arithmetic::BF16 };
+        let mut loading = Loading { source, device, activations, weights, arithmetic, sites: 0 };
         let c = &config;
         let (hidden, head_dim) = (c.hidden_size, c.head_dim);
         let (q_width, kv_width) = (c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim);
@@ -80,13 +83,16 @@ struct Loading<'a> {
     device: &'a Device,
     activations: DType,
     weights: Option<DType>,
+    /// What products with `bf16` matrices round their inputs to.
+    arithmetic: Arithmetic,
     /// How many projections were loaded: the index of the next site.
     sites: usize,
 }
 
 impl Loading<'_> {
     fn weight(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
-        Ok(self.source.weight(name, shape, self.device, self.weights)?)
+        let weight = self.source.weight(name, shape, self.device, self.weights)?;
+        Ok(if weight.dtype() == DType::BF16 { weight.with_arithmetic(self.arithmetic) } else { weight })
     }
 
     fn tensor(&self, name: &str, width: usize) -> Result<Tensor> {

@@ -1,8 +1,8 @@
 //! One block of a decoder: norm → attention → norm → gated feed-forward, each added to the residual stream.
 
-use crate::{ModelConfig, Pass, Projection, model::Site};
+use crate::{Addition, ModelConfig, Pass, Projection, model::Site};
 use candle_core::{Result, Tensor};
-use mc_backend::ops::{self, Attention, Rope};
+use mc_backend::ops::{self, Attention, FeedForward, Rope, SelfAttention, Side};
 use std::{ops::Range, sync::Arc};
 
 /// A block's frozen weights; names are those of the checkpoint.
@@ -25,41 +25,64 @@ pub(crate) struct Block {
 
 impl Block {
     pub(crate) fn forward(&self, config: &ModelConfig, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let eps = config.rms_norm_eps;
-        let h = ops::rms_norm(x, &self.input_layernorm, eps)?;
-        let x = (x + self.attention(config, &h, pass)?)?;
-        let h = ops::rms_norm(&x, &self.post_attention_layernorm, eps)?;
-        let [gate, up] = project(&self.gate_up, &h, pass)?;
-        let [down] = project(&self.down_proj, &ops::swiglu(&gate, &up)?, pass)?;
-        x + down
+        let x = self.attention(config, x, pass)?;
+        let ([gate, up], [down]) = (&self.gate_up, &self.down_proj);
+        let project = |side, x: &Tensor| match side {
+            Side::In => project(&self.gate_up, x, pass),
+            Side::Out => project(&self.down_proj, x, pass),
+        };
+        let additions = [gate, up, down].map(|p| addition(p, pass));
+        let [for_gate, for_up, for_down] = &collect(additions)?;
+        let other = [for_gate, for_up, for_down].into_iter().any(|a| matches!(a, Addition::Other));
+        let block = FeedForward {
+            norm: &self.post_attention_layernorm,
+            eps: config.rms_norm_eps,
+            gate: gate.with(for_gate),
+            up: up.with(for_up),
+            down: down.with(for_down),
+            project: other.then_some(&project),
+        };
+        ops::feed_forward(&x, &block)
     }
 
     fn attention(&self, config: &ModelConfig, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
-        let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let [q, k, v] = project(&self.qkv, x, pass)?;
-        let norm = |x: Tensor, weight: &Option<Tensor>| match weight {
-            Some(weight) => ops::rms_norm(&x, weight, config.rms_norm_eps),
-            None => Ok(x),
-        };
-        let q = norm(q.reshape((b, t, heads, d))?, &self.q_norm)?;
-        let k = norm(k.reshape((b, t, kv_heads, d))?, &self.k_norm)?;
-        let v = v.reshape((b, t, kv_heads, d))?;
-
         let before = pass.cache.as_ref().map_or(0, |c| c.layer_len(self.index));
         let positions = positions(before, (b, t), pass.left_padding);
-        let q = ops::rope(&q, &self.rope, &positions)?;
-        let k = ops::rope(&k, &self.rope, &positions)?;
-        let (k, v) = match &mut pass.cache {
-            Some(cache) => cache.append(self.index, &k, &v)?,
-            None => (k, v),
-        };
         let valid: Option<Arc<[Range<usize>]>> =
             pass.left_padding.map(|left| left.iter().map(|pad| *pad.min(&(before + t))..before + t).collect());
-        let how = Attention { scale: None, causal: true, window: self.window, valid };
-        let out = ops::attention(&q, &k, &v, &how)?; // (b, t, heads, d)
-        let [out] = project(&self.o_proj, &out.reshape((b, t, heads * d))?, pass)?;
-        Ok(out)
+
+        let mut cache = pass.cache.take();
+        let ([q, k, v], [o]) = (&self.qkv, &self.o_proj);
+        let project = |side, x: &Tensor| match side {
+            Side::In => project(&self.qkv, x, pass),
+            Side::Out => project(&self.o_proj, x, pass),
+        };
+        let additions = [q, k, v, o].map(|p| addition(p, pass));
+        let additions = collect(additions);
+        let out = additions.and_then(|additions| {
+            let [for_q, for_k, for_v, for_o] = &additions;
+            let block = SelfAttention {
+                norm: &self.input_layernorm,
+                eps: config.rms_norm_eps,
+                q: q.with(for_q),
+                k: k.with(for_k),
+                v: v.with(for_v),
+                o: o.with(for_o),
+                head_norms: self.q_norm.as_ref().zip(self.k_norm.as_ref()).map(|(q, k)| [q, k]),
+                head_dim: config.head_dim,
+                rope: &self.rope,
+                positions: &positions,
+                how: Attention { scale: None, causal: true, window: self.window, valid },
+                project: additions.iter().any(|a| matches!(a, Addition::Other)).then_some(&project),
+            };
+            match &mut cache {
+                Some(cache) => ops::self_attention(x, &block, Some(&mut |k, v| cache.append(self.index, k, v))),
+                None => ops::self_attention(x, &block, None),
+            }
+        });
+        pass.cache = cache;
+        out
     }
 
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
@@ -71,15 +94,26 @@ impl Block {
     }
 }
 
+/// What the pass's adapter adds at a projection.
+fn addition(projection: &Projection, pass: &Pass) -> Result<Addition> {
+    pass.adapter.map_or(Ok(Addition::Nothing), |adapter| adapter.addition(projection))
+}
+
+fn collect<const N: usize>(additions: [Result<Addition>; N]) -> Result<[Addition; N]> {
+    let all: Vec<Addition> = additions.into_iter().collect::<Result<_>>()?;
+    all.try_into().map_err(|_| candle_core::Error::msg("as many additions as projections"))
+}
+
 /// The projections of one group, through the adapter if there is one.
-fn project<const N: usize>(group: &[Projection; N], x: &Tensor, pass: &Pass) -> Result<[Tensor; N]> {
+fn project(group: &[Projection], x: &Tensor, pass: &Pass) -> Result<Vec<Tensor>> {
     let out = match pass.adapter {
         Some(adapter) => adapter.project(group, x)?,
         None => group.iter().map(|p| p.forward(x)).collect::<Result<_>>()?,
     };
-    out.try_into().map_err(|out: Vec<Tensor>| {
-        candle_core::Error::msg(format!("an adapter returned {} projections for {N}", out.len()))
-    })
+    if out.len() != group.len() {
+        candle_core::bail!("an adapter returned {} projections for {}", out.len(), group.len())
+    }
+    Ok(out)
 }
 
 /// Positions of `t` new tokens after `before` others: one list for all rows, or one per row where they are padded.

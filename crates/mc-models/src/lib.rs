@@ -30,7 +30,7 @@ pub use config::{ModelConfig, SUPPORTED};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use loader::{ModelLoader, open_model};
-pub use model::{Adapter, CausalLM, Model, Pass, Projection, Site};
+pub use model::{Adapter, Addition, CausalLM, Model, Pass, Projection, Site};
 pub use rope::{RopeConfig, RopeScaling};
 
 /// A Qwen2, Qwen2.5 or Qwen2.5-Coder model (and every other decoder: they share one implementation).

@@ -37,6 +37,11 @@ impl Projection {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
     }
+
+    /// The projection with what an adapter adds, for an op.
+    pub(crate) fn with<'a>(&'a self, addition: &'a Addition) -> ops::Linear<'a> {
+        ops::Linear { weight: &self.weight, bias: self.bias.as_ref(), lora: addition.lora() }
+    }
 }
 
 /// What is added to a model's projections: LoRA, DoRA, several adapters in one batch.
@@ -57,6 +62,47 @@ pub trait Adapter: Send + Sync {
     /// The projections of a group that read the same `x` `(b, t, in)`, such as q, k and v: one `(b, t, out)` each,
     /// the frozen projection plus what this adapter adds at its site.
     fn project(&self, group: &[Projection], x: &Tensor) -> Result<Vec<Tensor>>;
+
+    /// What it adds at a projection, said so that a block of the model can be one op.
+    ///
+    /// Where every projection of a half of a block is said, [`Adapter::project`] is not asked there. The default says
+    /// nothing, which is always right.
+    ///
+    /// # Errors
+    /// If the adapter is for another model.
+    fn addition(&self, projection: &Projection) -> Result<Addition> {
+        let _ = projection;
+        Ok(Addition::Other)
+    }
+}
+
+/// What an adapter adds at a projection.
+#[derive(Clone, Debug)]
+pub enum Addition {
+    /// Nothing: the projection is the frozen one.
+    Nothing,
+    /// `scale·(dropout(x)·Aᵀ)·Bᵀ`; see [`ops::Lora`].
+    LowRank {
+        /// `(rank, in)`
+        a: Tensor,
+        /// `(out, rank)`
+        b: Tensor,
+        /// What the product is multiplied with.
+        scale: f64,
+        /// What is dropped before `A`.
+        dropout: Option<ops::Dropout>,
+    },
+    /// Something else, which [`Adapter::project`] computes.
+    Other,
+}
+
+impl Addition {
+    fn lora(&self) -> Option<ops::Lora<'_>> {
+        match self {
+            Self::LowRank { a, b, scale, dropout } => Some(ops::Lora { a, b, scale: *scale, dropout: dropout.clone() }),
+            Self::Nothing | Self::Other => None,
+        }
+    }
 }
 
 /// What a forward pass is given beside tokens. The default is the whole sequence, no adapter, no padding.

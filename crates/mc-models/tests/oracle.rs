@@ -14,7 +14,7 @@ use mc_testkit::{Tolerance, assert_close, golden, max_abs_diff};
 /// Checks the logits that `oracle` makes of tokens `(b, t)` against ours.
 fn check(name: &str, oracle: impl Fn(&ModelConfig, VarBuilder, &Tensor) -> Result<Tensor>) -> Result<()> {
     let dir = golden::dir(&format!("models/{name}"));
-    let model = ModelLoader::new().load(&dir).unwrap();
+    let model = ModelLoader::new().with_dtype(DType::F32).load(&dir).unwrap();
     let config = model.config();
     assert!(config.sliding_windows.iter().all(Option::is_none), "{name} has a window");
     let (b, t) = (2, 23);

@@ -1,21 +1,22 @@
 //! Grouped-query attention on the CPU, forward and backward, never a t×t matrix.
 //!
-//! Everything is `(b, t, h, d)`: the layout projections produce and caches keep, so nothing is transposed. A unit of
-//! work is one head of one row (forward) or one key-value head with its group of query heads (backward: they share dK
-//! and dV). It walks the queries in tiles of 64, and for each tile holds the scores against the keys that the tile
-//! can see: 64 × t numbers. Probabilities are computed again in the backward pass, so nothing is saved between.
+//! Everything is `(b, t, h, d)`: the layout projections produce and caches keep, so nothing is transposed. Queries go in
+//! tiles of up to 48, and for each tile and head there are the scores against the keys that the tile can see: 48 × t
+//! numbers, which stay in the L2 cache. Products are those of [`super::tile`]. Keys and values are packed once for all
+//! tiles. The backward pass computes probabilities again from the logarithm of each row's sum, which is all that is kept.
 
 use super::{
-    Shared,
-    gemm::{Matrix, serial},
-    simd::{self, axpy, dot, simd},
+    operand::{Matrix, Panels, Part, Rows, round},
+    simd::{self, axpy, dot, exp, simd},
+    tile::{Arithmetic, LANES, Start},
 };
+use crate::weight::Elements;
 use candle_core::Layout;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries in a tile: scores of 64 × 1,024 keys are 256 KB and stay in the L2 cache.
-const TILE: usize = 64;
+/// Queries in a tile: scores of 48 × 4,096 keys are 786 KB.
+const TILE: usize = 48;
 
 /// Sizes of one call and which keys a query sees.
 #[derive(Clone, Debug)]
@@ -49,16 +50,33 @@ impl Shape {
         ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 
-    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    /// The keys that any query of a tile sees, from a multiple of a panel's columns on.
+    fn keys_of_tile(&self, b: usize, tile: &Range<usize>) -> Range<usize> {
+        let keys = self.visible_to_tile(b, tile);
+        keys.start / LANES * LANES..keys.end
+    }
+
+    /// Row of the batch, time and head of element `unit` of a `(b, t, heads)`.
+    fn query(&self, unit: usize) -> (usize, usize, usize) {
+        (unit / self.heads / self.queries, unit / self.heads % self.queries, unit % self.heads)
+    }
+
+    /// Queries in a tile of this call: fewer where otherwise some threads had nothing to do.
+    fn tile(&self) -> usize {
+        let units = |tile: usize| self.batch * self.queries.div_ceil(tile);
+        [TILE, 24, 12].into_iter().find(|t| units(*t) >= 4 * rayon::current_num_threads()).unwrap_or(12)
+    }
+
+    fn tiles(&self, tile: usize) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
         let queries = self.queries;
-        (0..queries).step_by(TILE).map(move |from| from..(from + TILE).min(queries))
+        (0..queries.div_ceil(tile)).map(move |i| i * tile..((i + 1) * tile).min(queries))
     }
 }
 
 /// One argument `(b, t, h, d)` in memory, any strides but 1 in the last dimension.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    data: &'a [f32],
+    elements: Elements<'a>,
     strides: [usize; 3],
 }
 
@@ -66,161 +84,354 @@ impl<'a> View<'a> {
     /// `data` is the whole storage that `layout` lies in; `None` if the last dimension is not dense.
     pub(crate) fn new(data: &'a [f32], layout: &Layout) -> Option<Self> {
         let stride = layout.stride();
-        (stride[3] == 1 || layout.dims()[3] == 1)
-            .then(|| Self { data: &data[layout.start_offset()..], strides: [stride[0], stride[1], stride[2]] })
+        (stride[3] == 1 || layout.dims()[3] == 1).then(|| Self {
+            elements: Elements::F32(&data[layout.start_offset()..]),
+            strides: [stride[0], stride[1], stride[2]],
+        })
     }
+
+    /// Heads of width `d` that begin at column `first` of a matrix with `t` rows for each row of the batch.
+    pub(crate) fn columns(m: Matrix<'a>, first: usize, t: usize, d: usize) -> Self {
+        Self { elements: m.from(first).elements, strides: [t * m.stride, m.stride, d] }
+    }
+
     /// The `(t, d)` matrix of one head, from time `from` on.
     fn head(&self, b: usize, from: usize, h: usize) -> Matrix<'a> {
-        let start = (b * self.strides[0] + from * self.strides[1] + h * self.strides[2]).min(self.data.len());
-        Matrix { data: &self.data[start..], row_stride: self.strides[1], col_stride: 1 }
+        let start = b * self.strides[0] + from * self.strides[1] + h * self.strides[2];
+        Matrix::new(self.elements, self.strides[1]).from(start)
     }
+
+    /// The vector at time `t` of one head, if the elements are `f32`.
     fn row(&self, b: usize, t: usize, h: usize, d: usize) -> &'a [f32] {
-        &self.data[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..][..d]
+        match self.elements {
+            Elements::F32(data) => &data[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..][..d],
+            _ => &[],
+        }
+    }
+
+    /// `n` rows of one head, from time `from` on, as the left side of a product.
+    fn rows(&self, arithmetic: Arithmetic, (b, from, h): (usize, usize, usize), (n, d): (usize, usize)) -> Rows {
+        let m = self.head(b, from, h);
+        let mut rows = Rows::new(arithmetic, n, &[d]);
+        let stride = rows.stride;
+        for (i, units) in rows.units.chunks_exact_mut(stride).take(n).enumerate() {
+            match m.from(i * m.stride).elements {
+                Elements::F32(x) => round(arithmetic, &x[..d], 1.0, units),
+                Elements::BF16(x) if arithmetic == Arithmetic::BF16 => {
+                    bytemuck::cast_slice_mut(units)[..d].copy_from_slice(&x[..d]);
+                }
+                other => {
+                    let wide: Vec<f32> = (0..d).map(|j| other.get(j)).collect();
+                    round(arithmetic, &wide, 1.0, units);
+                }
+            }
+        }
+        rows
     }
 }
 
-/// `softmax(q·kᵀ·scale)·v`: q and out `(b, queries, heads, d)`, k and v `(b, keys, kv_heads, d)`.
-pub(crate) fn forward(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
-    let shared = Shared::new(out);
-    (0..s.batch * s.heads).into_par_iter().for_each(|unit| {
-        let (b, h) = (unit / s.heads, unit % s.heads);
-        // SAFETY: units own disjoint heads of `out`, and each row is borrowed for one statement.
-        #[allow(unsafe_code)]
-        let row_of = |i: usize| unsafe { shared.slice(((b * s.queries + i) * s.heads + h) * s.dim, s.dim) };
-        if s.queries == 1 {
-            decode(s, (b, h), q, k, v, row_of(0));
-            return;
-        }
-        let mut scores = Vec::new();
-        let mut tile_out = vec![0f32; TILE * s.dim];
-        for tile in s.tiles() {
-            let keys = probabilities(s, (b, h), &tile, q, k, &mut scores);
-            let (rows, n) = (tile.len(), keys.len());
-            let out = &mut tile_out[..rows * s.dim];
-            if n == 0 {
-                out.fill(0.0);
-            } else {
-                let p = Matrix::new(&scores, n);
-                serial((rows, s.dim, n), 1.0, p, v.head(b, keys.start, h / (s.heads / s.kv_heads)), 0.0, out, s.dim);
+/// Keys and values of all heads, packed: the right sides of `q·kᵀ` and `p·v`, and backward of `ds·k` and `g·vᵀ`.
+pub(crate) struct Packed {
+    arithmetic: Arithmetic,
+    kv_heads: usize,
+    heads: Vec<PackedHead>,
+}
+
+struct PackedHead {
+    keys_t: Panels,
+    values: Panels,
+    keys: Panels,
+    values_t: Panels,
+}
+
+impl Packed {
+    /// Packs in parallel over the heads.
+    pub(crate) fn new(s: &Shape, arithmetic: Arithmetic, k: View, v: View, backward: bool) -> Self {
+        let (d, t) = (s.dim, s.keys);
+        let heads = (0..s.batch * s.kv_heads).into_par_iter().map(|unit| {
+            let (b, h) = (unit / s.kv_heads, unit % s.kv_heads);
+            let pack = |wanted: bool, view: View, transposed: bool| {
+                let size = if transposed { (d, t) } else { (t, d) };
+                let part = Part { depth: 0, col: 0, size, matrix: view.head(b, 0, h), transposed };
+                if wanted {
+                    Panels::pack_here(arithmetic, arithmetic.units(size.0), size.1, &[part])
+                } else {
+                    Panels::default()
+                }
+            };
+            PackedHead {
+                keys_t: pack(true, k, true),
+                values: pack(!backward, v, false),
+                keys: pack(backward, k, false),
+                values_t: pack(backward, v, true),
             }
-            for (i, row) in tile.zip(out.chunks_exact(s.dim)) {
-                row_of(i).copy_from_slice(row);
-            }
-        }
+        });
+        Self { arithmetic, kv_heads: s.kv_heads, heads: heads.collect() }
+    }
+
+    fn head(&self, s: &Shape, b: usize, h: usize) -> &PackedHead {
+        &self.heads[b * self.kv_heads + h / (s.heads / s.kv_heads)]
+    }
+}
+
+/// Calls `f(row of the batch, queries, their rows of y, their units, their sums)` for tiles of queries, in parallel.
+///
+/// `y` and `units` have rows of these widths, one for each query; `sums` is `(b·t, heads)`.
+pub(crate) fn over_tiles(
+    s: &Shape,
+    (y, width, units, stride): (&mut [f32], usize, &mut [u32], usize),
+    sums: &mut [f32],
+    f: impl Fn(usize, Range<usize>, &mut [f32], &mut [u32], &mut [f32]) + Sync,
+) {
+    let (tile, t) = (s.tile(), s.queries);
+    let rows = y.par_chunks_mut(t * width).zip(units.par_chunks_mut(t * stride)).zip(sums.par_chunks_mut(t * s.heads));
+    rows.enumerate().for_each(|(b, ((y, units), sums))| {
+        let tiles = y.par_chunks_mut(tile * width).zip(units.par_chunks_mut(tile * stride));
+        tiles.zip(sums.par_chunks_mut(tile * s.heads)).enumerate().for_each(|(i, ((y, units), sums))| {
+            let queries = i * tile..((i + 1) * tile).min(t);
+            let units_end = units.len().min(queries.len() * stride);
+            f(b, queries, y, &mut units[..units_end], sums);
+        });
     });
 }
 
-/// One query: dot products, softmax, weighted sum; bound by reading keys and values.
-fn decode(s: &Shape, (b, h): (usize, usize), q: View, k: View, v: View, out: &mut [f32]) {
-    let group = h / (s.heads / s.kv_heads);
-    let keys = s.visible(b, 0);
-    let mut scores = vec![0f32; keys.len()];
+/// `softmax(q·kᵀ·scale)·v` of one tile of queries, all heads: `out` is `(tile, heads·d)`.
+///
+/// `sums` becomes `ln Σ exp(score)` of each query and head, `(tile, heads)`.
+pub(crate) fn forward(
+    s: &Shape,
+    packed: &Packed,
+    (b, tile): (usize, Range<usize>),
+    q: View,
+    out: &mut [f32],
+    sums: &mut [f32],
+) {
+    let (arithmetic, d, width) = (packed.arithmetic, s.dim, s.heads * s.dim);
+    let keys = s.keys_of_tile(b, &tile);
+    let n = keys.len();
+    let mut scores = vec![0f32; tile.len() * n];
+    let mut p = Rows::new(arithmetic, tile.len(), &[n]);
+    let mut inverse = vec![0f32; tile.len()];
+    for h in 0..s.heads {
+        let head = packed.head(s, b, h);
+        let rows = q.rows(arithmetic, (b, tile.start, h), (tile.len(), d));
+        let whole = 0..head.keys_t.depth;
+        head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut scores, n));
+        for (i, row) in tile.clone().enumerate() {
+            let x = &mut scores[i * n..(i + 1) * n];
+            (sums[i * s.heads + h], inverse[i]) = exponents(x, &s.visible(b, row), keys.start, s.scale);
+            round(arithmetic, x, 1.0, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+        }
+        let depth = arithmetic.units(keys.start);
+        let part = (depth..depth + p.stride, 0..d);
+        head.values.multiply_part(tile.len(), p.left(), part, Start::Zero, (&mut out[h * d..], width));
+        for (row, inverse) in out.chunks_exact_mut(width).zip(&inverse) {
+            row[h * d..(h + 1) * d].iter_mut().for_each(|o| *o *= inverse);
+        }
+    }
+}
+
+/// Turns a row of scores against the keys from `first` on into `exp(score·scale − maximum)`, 0 where no key is seen;
+/// returns the logarithm of the sum of `exp(score·scale)` and the inverse of the sum of what is in the row.
+fn exponents(x: &mut [f32], seen: &Range<usize>, first: usize, scale: f32) -> (f32, f32) {
+    let seen = within(seen, first, x.len());
+    x[..seen.start].fill(0.0);
+    x[seen.end..].fill(0.0);
+    let x = &mut x[seen];
+    if x.is_empty() {
+        return (f32::NEG_INFINITY, 0.0);
+    }
     simd(
         #[inline(always)]
         || {
-            let query = q.row(b, 0, h, s.dim);
-            for (score, j) in scores.iter_mut().zip(keys.clone()) {
-                *score = dot(k.row(b, j, group, s.dim), query);
+            let top = simd::max(x) * scale;
+            for v in x.iter_mut() {
+                *v = exp(v.mul_add(scale, -top));
             }
-            simd::softmax(&mut scores, s.scale);
+            let sum = simd::sum_of(x, |v| v);
+            (top + sum.ln(), 1.0 / sum)
+        },
+    )
+}
+
+/// A range of keys counted from `first`, at most `n`.
+fn within(seen: &Range<usize>, first: usize, n: usize) -> Range<usize> {
+    let end = seen.end.saturating_sub(first).min(n);
+    seen.start.saturating_sub(first).min(end)..end
+}
+
+/// A few queries: dot products, softmax, weighted sum; bound by reading keys and values. `out` is `(b, t, heads, d)`.
+pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
+    let (d, group) = (s.dim, s.heads / s.kv_heads);
+    let unit = |(unit, out): (usize, &mut [f32])| {
+        let (b, i, h) = s.query(unit);
+        let keys = s.visible(b, i);
+        let mut scores = vec![0f32; keys.len()];
+        simd(
+            #[inline(always)]
+            || {
+                let query = q.row(b, i, h, d);
+                for (score, j) in scores.iter_mut().zip(keys.clone()) {
+                    *score = dot(k.row(b, j, h / group, d), query);
+                }
+                simd::softmax(&mut scores, s.scale);
+                out.fill(0.0);
+                for (p, j) in scores.iter().zip(keys) {
+                    axpy(*p, v.row(b, j, h / group, d), out);
+                }
+            },
+        );
+    };
+    /// Multiplications below which handing work over costs more than it.
+    const SMALL: usize = 64 * 1024;
+    if s.batch * s.queries * s.heads * s.keys * d < SMALL {
+        out.chunks_exact_mut(d).enumerate().for_each(unit);
+    } else {
+        out.par_chunks_exact_mut(d).enumerate().for_each(unit);
+    }
+}
+
+/// `ln Σ exp(score)` of a few queries, which [`decode`] does not keep.
+pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
+    let group = s.heads / s.kv_heads;
+    let sum = |unit: usize| {
+        let (b, i, h) = s.query(unit);
+        let keys = s.visible(b, i);
+        let mut scores: Vec<f32> =
+            keys.clone().map(|j| dot(k.row(b, j, h / group, s.dim), q.row(b, i, h, s.dim))).collect();
+        exponents(&mut scores, &keys, keys.start, s.scale).0
+    };
+    (0..s.batch * s.queries * s.heads).map(sum).collect()
+}
+
+/// The gradients of all query heads, each in its queries and its part of those in keys and values.
+pub(crate) struct Gradients {
+    /// `(b·heads)` times dQ `(tq, d)`, dK and dV `(tk, d)`.
+    heads: Vec<f32>,
+    of_head: usize,
+}
+
+impl Gradients {
+    /// Computes them in parallel over the query heads.
+    pub(crate) fn new(s: &Shape, packed: &Packed, views: [View; 2], sums: &[f32]) -> Self {
+        let (tq, tk) = (s.queries * s.dim, s.keys * s.dim);
+        let of_head = tq + 2 * tk;
+        let mut heads = vec![0f32; s.batch * s.heads * of_head];
+        heads.par_chunks_exact_mut(of_head.max(1)).enumerate().for_each(|(unit, head)| {
+            let (dq, rest) = head.split_at_mut(tq);
+            let (dk, dv) = rest.split_at_mut(tk);
+            backward(s, packed, (unit / s.heads, unit % s.heads), views, sums, [dq, dk, dv]);
+        });
+        Self { heads, of_head }
+    }
+
+    /// The gradients of one token's queries, `(heads·d)`.
+    pub(crate) fn query(&self, s: &Shape, (b, i): (usize, usize), dq: &mut [f32]) {
+        for (h, dq) in dq.chunks_exact_mut(s.dim).enumerate() {
+            let at = (b * s.heads + h) * self.of_head + i * s.dim;
+            dq.copy_from_slice(&self.heads[at..at + s.dim]);
+        }
+    }
+
+    /// The gradients of one token's keys and values, each `(kv_heads·d)`: the sums over the query heads of a group.
+    pub(crate) fn key(&self, s: &Shape, (b, j): (usize, usize), dk: &mut [f32], dv: &mut [f32]) {
+        let (d, group) = (s.dim, s.heads / s.kv_heads);
+        for (first, out) in [(s.queries * d, dk), (s.queries * d + s.keys * d, dv)] {
             out.fill(0.0);
-            for (p, j) in scores.iter().zip(keys) {
-                axpy(*p, v.row(b, j, group, s.dim), out);
+            for (g, out) in out.chunks_exact_mut(d).enumerate() {
+                for h in g * group..(g + 1) * group {
+                    let at = (b * s.heads + h) * self.of_head + first + j * d;
+                    out.iter_mut().zip(&self.heads[at..at + d]).for_each(|(o, x)| *o += x);
+                }
+            }
+        }
+    }
+
+    /// All gradients of queries, `(b, tq, heads, d)`.
+    pub(crate) fn queries(&self, s: &Shape, dq: &mut [f32]) {
+        let width = s.heads * s.dim;
+        let rows = dq.par_chunks_exact_mut(width).enumerate();
+        rows.for_each(|(i, dq)| self.query(s, (i / s.queries, i % s.queries), dq));
+    }
+
+    /// All gradients of keys and values, `(b, tk, kv_heads, d)`.
+    pub(crate) fn keys(&self, s: &Shape, dk: &mut [f32], dv: &mut [f32]) {
+        let width = s.kv_heads * s.dim;
+        let rows = dk.par_chunks_exact_mut(width).zip(dv.par_chunks_exact_mut(width)).enumerate();
+        rows.for_each(|(j, (dk, dv))| self.key(s, (j / s.keys, j % s.keys), dk, dv));
+    }
+}
+
+/// Gradients of one query head, each a dense `(t, d)`: in its queries, and its part of those in keys and values.
+///
+/// With P the probabilities: `dV = Pᵀ·g`, `dP = g·Vᵀ`, `dS = P∘(dP − rowsum(P∘dP))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`
+/// (Dao et al., "FlashAttention", 2022, appendix B.2). dK and dV are summed as their transposes, `gᵀ·P` and `Qᵀ·dS`,
+/// so that what is large is packed and what is transposed is small.
+fn backward(
+    s: &Shape,
+    packed: &Packed,
+    (b, h): (usize, usize),
+    [q, g]: [View; 2],
+    sums: &[f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
+) {
+    let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
+    let (mut dk_t, mut dv_t) = (vec![0f32; d * s.keys], vec![0f32; d * s.keys]);
+    let (mut p, mut ds) = (vec![], vec![]);
+    for tile in s.tiles(TILE) {
+        let keys = s.keys_of_tile(b, &tile);
+        let (rows, n) = (tile.len(), keys.len());
+        let (at, size) = ((b, tile.start, h), (rows, d));
+        let (q, g) = (q.rows(arithmetic, at, size), g.rows(arithmetic, at, size));
+        p.resize(rows * n, 0.0);
+        ds.resize(rows * n, 0.0);
+        let whole = || (0..head.keys_t.depth, keys.clone());
+        head.keys_t.multiply_part(rows, q.left(), whole(), Start::Zero, (&mut p, n));
+        head.values_t.multiply_part(rows, g.left(), whole(), Start::Zero, (&mut ds, n));
+        let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
+        for (i, row) in tile.clone().enumerate() {
+            let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
+            let sum = sums[(b * s.queries + row) * s.heads + h];
+            score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
+            round(arithmetic, ds, 1.0, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
+        }
+        let depth = arithmetic.units(keys.start);
+        let (part, dq) = ((depth..depth + ds_rows.stride, 0..d), &mut dq[tile.start * d..tile.end * d]);
+        head.keys.multiply_part(rows, ds_rows.left(), part, Start::Zero, (dq, d));
+        for (left, right, sum) in [(&g, &p, &mut dv_t), (&q, &ds, &mut dk_t)] {
+            let left = Rows::transposed(arithmetic, left.matrix(0), rows, d);
+            let part = Part { depth: 0, col: 0, size: (rows, n), matrix: Matrix::f32(right, n), transposed: false };
+            let right = Panels::pack_here(arithmetic, arithmetic.units(rows), n, &[part]);
+            let sum = sum.get_mut(keys.start..).unwrap_or_default();
+            right.multiply(d, left.left(), Start::Itself, (sum, s.keys));
+        }
+    }
+    for (from, to) in [(dk_t, dk), (dv_t, dv)] {
+        for (j, to) in to.chunks_exact_mut(d).enumerate() {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = from[i * s.keys + j];
+            }
+        }
+    }
+}
+
+/// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.
+fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32, log_sum: f32) {
+    for x in [&mut *p, &mut *ds] {
+        x[..seen.start].fill(0.0);
+        x[seen.end..].fill(0.0);
+    }
+    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+    simd(
+        #[inline(always)]
+        || {
+            for p in p.iter_mut() {
+                *p = exp(p.mul_add(scale, -log_sum));
+            }
+            let sum = dot(p, ds);
+            for (ds, p) in ds.iter_mut().zip(p) {
+                *ds = *p * (*ds - sum) * scale;
             }
         },
     );
-}
-
-/// Fills `scores` with the probabilities of a tile, `(tile, keys)`, and returns the keys.
-fn probabilities(
-    s: &Shape,
-    (b, h): (usize, usize),
-    tile: &Range<usize>,
-    q: View,
-    k: View,
-    scores: &mut Vec<f32>,
-) -> Range<usize> {
-    let keys = s.visible_to_tile(b, tile);
-    let (rows, n) = (tile.len(), keys.len());
-    scores.resize(rows * n, 0.0);
-    if n == 0 {
-        return keys;
-    }
-    let (q, k) = (q.head(b, tile.start, h), k.head(b, keys.start, h / (s.heads / s.kv_heads)));
-    serial((rows, n, s.dim), 1.0, q, k.transposed(), 0.0, scores, n);
-    for (i, row) in tile.clone().zip(scores.chunks_exact_mut(n)) {
-        let seen = s.visible(b, i);
-        let seen = seen.start.saturating_sub(keys.start)..seen.end.saturating_sub(keys.start);
-        let (before, rest) = row.split_at_mut(seen.start.min(n));
-        let (row, after) = rest.split_at_mut(seen.len());
-        before.fill(0.0);
-        after.fill(0.0);
-        simd(
-            #[inline(always)]
-            || simd::softmax(row, s.scale),
-        );
-    }
-    keys
-}
-
-/// Gradients in q, k and v from the gradient `g` of the output; dq, dk, dv are dense `(b, t, h, d)`.
-///
-/// With P the probabilities: `dV = Pᵀ·g`, `dP = g·Vᵀ`, `dS = P∘(dP − rowsum(P∘dP))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`
-/// (Dao et al., "FlashAttention", 2022, appendix B.2).
-pub(crate) fn backward(s: &Shape, [q, k, v, g]: [View; 4], grads: [&mut [f32]; 3]) {
-    let [dq, dk, dv] = grads.map(Shared::new);
-    let per_group = s.heads / s.kv_heads;
-    (0..s.batch * s.kv_heads).into_par_iter().for_each(|unit| {
-        let (b, group) = (unit / s.kv_heads, unit % s.kv_heads);
-        let (mut p, mut dp) = (Vec::new(), Vec::new());
-        let mut tile_dq = vec![0f32; TILE * s.dim];
-        let (mut sum_dk, mut sum_dv) = (vec![0f32; s.keys * s.dim], vec![0f32; s.keys * s.dim]);
-        for h in group * per_group..(group + 1) * per_group {
-            for tile in s.tiles() {
-                let keys = probabilities(s, (b, h), &tile, q, k, &mut p);
-                let (rows, n) = (tile.len(), keys.len());
-                let tile_dq = &mut tile_dq[..rows * s.dim];
-                tile_dq.fill(0.0);
-                if n > 0 {
-                    let (qm, gm) = (q.head(b, tile.start, h), g.head(b, tile.start, h));
-                    let (km, vm) = (k.head(b, keys.start, group), v.head(b, keys.start, group));
-                    let in_keys = keys.start * s.dim..keys.end * s.dim;
-                    let pm = Matrix::new(&p, n);
-                    serial((n, s.dim, rows), 1.0, pm.transposed(), gm, 1.0, &mut sum_dv[in_keys.clone()], s.dim);
-                    dp.resize(rows * n, 0.0);
-                    serial((rows, n, s.dim), 1.0, gm, vm.transposed(), 0.0, &mut dp, n);
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
-                                let sum = dot(p, dp);
-                                for (dp, p) in dp.iter_mut().zip(p) {
-                                    *dp = p * (*dp - sum) * s.scale;
-                                }
-                            }
-                        },
-                    );
-                    let ds = Matrix::new(&dp, n);
-                    serial((rows, s.dim, n), 1.0, ds, km, 0.0, tile_dq, s.dim);
-                    serial((n, s.dim, rows), 1.0, ds.transposed(), qm, 1.0, &mut sum_dk[in_keys], s.dim);
-                }
-                for (i, row) in tile.zip(tile_dq.chunks_exact(s.dim)) {
-                    // SAFETY: this unit alone has the query heads of its group; the row is borrowed for one statement.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        dq.slice(((b * s.queries + i) * s.heads + h) * s.dim, s.dim).copy_from_slice(row);
-                    }
-                }
-            }
-        }
-        for j in 0..s.keys {
-            let (from, at) = (j * s.dim..(j + 1) * s.dim, ((b * s.keys + j) * s.kv_heads + group) * s.dim);
-            // SAFETY: units own disjoint key-value heads of dk and dv; each row is borrowed for one statement.
-            #[allow(unsafe_code)]
-            unsafe {
-                dk.slice(at, s.dim).copy_from_slice(&sum_dk[from.clone()]);
-                dv.slice(at, s.dim).copy_from_slice(&sum_dv[from]);
-            }
-        }
-    });
 }

@@ -4,9 +4,11 @@
 //! within one unit, so results are the same bit for bit on one thread or many.
 
 pub(crate) mod attention;
-pub(crate) mod gemm;
+pub(crate) mod few;
+pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod simd;
+pub(crate) mod tile;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use std::ops::Deref;

@@ -1,7 +1,8 @@
 //! Kernels that work on one row at a time: norms, gates, rotation, cross-entropy. Rows are independent, so they run in
 //! parallel over blocks of rows.
 
-use super::simd::{dot, exp, max, simd, sum_of};
+use super::simd::{Element, dot, exp, max, simd, sum_of};
+use crate::weight::Elements;
 use rayon::prelude::*;
 
 /// Elements one unit of work handles: large enough that handing it to a thread costs nothing beside it.
@@ -16,44 +17,53 @@ fn blocks(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + 
 /// `y = x / √(mean(x²) + eps) · w`
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
     let d = w.len();
-    blocks(y, d, |first, block| {
-        simd(
-            #[inline(always)]
-            || {
-                for (i, y) in block.chunks_exact_mut(d).enumerate() {
-                    let x = &x[(first + i) * d..(first + i + 1) * d];
-                    let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                        *y = x * r * w;
-                    }
+    blocks(y, d, |first, y| rms_norm_rows(&x[first * d..][..y.len()], w, eps, y));
+}
+
+/// [`rms_norm`] on this thread.
+pub(crate) fn rms_norm_rows(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let d = w.len();
+    simd(
+        #[inline(always)]
+        || {
+            for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
+                let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = x * r * w;
                 }
-            },
-        );
-    });
+            }
+        },
+    );
 }
 
 /// Gradient of [`rms_norm`]: with `r = 1/√(mean(x²) + eps)` and `h = g·w`, `dx = r·h − x·r³·mean(h·x)`.
 pub(crate) fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, g: &[f32], dx: &mut [f32]) {
     let d = w.len();
-    blocks(dx, d, |first, block| {
-        simd(
-            #[inline(always)]
-            || {
-                for (i, dx) in block.chunks_exact_mut(d).enumerate() {
-                    let row = (first + i) * d..(first + i + 1) * d;
-                    let (x, g) = (&x[row.clone()], &g[row]);
-                    let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
-                    for ((h, g), w) in dx.iter_mut().zip(g).zip(w) {
-                        *h = g * w;
-                    }
-                    let pull = r * r * r * dot(dx, x) / d as f32;
-                    for (dx, x) in dx.iter_mut().zip(x) {
-                        *dx = *dx * r - x * pull;
-                    }
-                }
-            },
-        );
+    blocks(dx, d, |first, dx| {
+        let rows = first * d..first * d + dx.len();
+        dx.copy_from_slice(&g[rows.clone()]);
+        rms_norm_backward_rows(&x[rows], w, eps, dx);
     });
+}
+
+/// [`rms_norm_backward`] on this thread: the gradient of the output becomes that of the input.
+pub(crate) fn rms_norm_backward_rows(x: &[f32], w: &[f32], eps: f32, g: &mut [f32]) {
+    let d = w.len();
+    simd(
+        #[inline(always)]
+        || {
+            for (x, g) in x.chunks_exact(d).zip(g.chunks_exact_mut(d)) {
+                let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+                for (g, w) in g.iter_mut().zip(w) {
+                    *g *= w;
+                }
+                let pull = r * r * r * dot(g, x) / d as f32;
+                for (g, x) in g.iter_mut().zip(x) {
+                    *g = *g * r - x * pull;
+                }
+            }
+        },
+    );
 }
 
 /// Mean and `1/√(variance + eps)` of a row.
@@ -119,36 +129,44 @@ fn sigmoid(x: f32) -> f32 {
 
 /// `y = gate·σ(gate)·up`
 pub(crate) fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    blocks(y, 1, |first, y| {
-        simd(
-            #[inline(always)]
-            || {
-                let (gate, up) = (&gate[first..first + y.len()], &up[first..first + y.len()]);
-                for ((y, x), u) in y.iter_mut().zip(gate).zip(up) {
-                    *y = x * sigmoid(*x) * u;
-                }
-            },
-        );
-    });
+    blocks(y, 1, |first, y| swiglu_row(&gate[first..][..y.len()], &up[first..][..y.len()], y));
+}
+
+/// [`swiglu`] on this thread.
+pub(crate) fn swiglu_row(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for ((y, x), u) in y.iter_mut().zip(gate).zip(up) {
+                *y = x * sigmoid(*x) * u;
+            }
+        },
+    );
 }
 
 /// Gradients of [`swiglu`] in both arguments, `silu'(x) = σ·(1 + x·(1 − σ))`.
 pub(crate) fn swiglu_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
     let units = d_gate.par_chunks_mut(UNIT).zip(d_up.par_chunks_mut(UNIT)).enumerate();
     units.for_each(|(i, (d_gate, d_up))| {
-        simd(
-            #[inline(always)]
-            || {
-                let range = i * UNIT..i * UNIT + d_up.len();
-                let (gate, up, g) = (&gate[range.clone()], &up[range.clone()], &g[range]);
-                for i in 0..g.len() {
-                    let s = sigmoid(gate[i]);
-                    d_gate[i] = g[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                    d_up[i] = g[i] * gate[i] * s;
-                }
-            },
-        );
+        let range = i * UNIT..i * UNIT + d_up.len();
+        d_gate.copy_from_slice(&gate[range.clone()]);
+        d_up.copy_from_slice(&up[range.clone()]);
+        swiglu_backward_row(d_gate, d_up, &g[range]);
     });
+}
+
+/// [`swiglu_backward`] on this thread: gate and up become their gradients.
+pub(crate) fn swiglu_backward_row(gate: &mut [f32], up: &mut [f32], g: &[f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for ((gate, up), g) in gate.iter_mut().zip(up).zip(g) {
+                let (x, s) = (*gate, sigmoid(*gate));
+                *gate = g * *up * s * (1.0 + x * (1.0 - s));
+                *up = g * x * s;
+            }
+        },
+    );
 }
 
 /// `y = x·Φ(x)` and its derivative `Φ(x) + x·φ(x)`, with the normal distribution function `Φ` by `erf`.
@@ -183,28 +201,31 @@ pub(crate) fn rope(
     y: &mut [f32],
 ) {
     let width = heads * 2 * half;
-    blocks(y, width, |first, block| {
-        simd(
-            #[inline(always)]
-            || {
-                for (i, y) in block.chunks_exact_mut(width).enumerate() {
-                    let row = first + i;
-                    let at = position(row) * half;
-                    let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-                    let x = &x[row * width..(row + 1) * width];
-                    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
-                        let (x1, x2) = x.split_at(half);
-                        let (y1, y2) = y.split_at_mut(half);
-                        for j in 0..half {
-                            let s = sign * sin[j];
-                            y1[j] = x1[j] * cos[j] - x2[j] * s;
-                            y2[j] = x2[j] * cos[j] + x1[j] * s;
-                        }
-                    }
-                }
-            },
-        );
+    blocks(y, width, |first, y| {
+        y.copy_from_slice(&x[first * width..][..y.len()]);
+        for (i, y) in y.chunks_exact_mut(width).enumerate() {
+            let at = position(first + i) * half;
+            rope_row((&cos[at..at + half], &sin[at..at + half]), sign, y);
+        }
     });
+}
+
+/// [`rope`] of one token's heads in place, with the cosines and sines of its position.
+pub(crate) fn rope_row((cos, sin): (&[f32], &[f32]), sign: f32, x: &mut [f32]) {
+    let half = cos.len();
+    simd(
+        #[inline(always)]
+        || {
+            for x in x.chunks_exact_mut(2 * half) {
+                let (x1, x2) = x.split_at_mut(half);
+                for j in 0..half {
+                    let (a, b, s) = (x1[j], x2[j], sign * sin[j]);
+                    x1[j] = a * cos[j] - b * s;
+                    x2[j] = b * cos[j] + a * s;
+                }
+            }
+        },
+    );
 }
 
 /// Cross-entropy of each row of logits against its target, `ln Σ eˣ − x[target]`; the row becomes its gradient,
@@ -235,4 +256,18 @@ pub(crate) fn cross_entropy(logits: &mut [f32], targets: &[u32], want_gradient: 
             },
         );
     });
+}
+
+/// `sums[i] = Σ_j W[i, j]²`
+pub(crate) fn square_sums(w: Elements, k: usize, sums: &mut [f32]) {
+    fn run<T: Element>(w: &[T], k: usize, sums: &mut [f32]) {
+        sums.par_iter_mut().zip(w.par_chunks(k.max(1))).for_each(|(sum, row)| {
+            *sum = row.iter().map(|v| f64::from(v.widen()).powi(2)).sum::<f64>() as f32;
+        });
+    }
+    match w {
+        Elements::F32(w) => run(w, k, sums),
+        Elements::F16(w) => run(w, k, sums),
+        Elements::BF16(w) => run(w, k, sums),
+    }
 }

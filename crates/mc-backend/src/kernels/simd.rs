@@ -15,21 +15,37 @@ pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
 
 /// An element that a kernel can widen to `f32`.
 pub(crate) trait Element: Copy + Send + Sync {
+    const ZERO: Self;
     fn widen(self) -> f32;
+    /// To the nearest `bf16`, ties to even; NaN stays NaN.
+    #[inline(always)]
+    fn nearest(self) -> bf16 {
+        let bits = self.widen().to_bits();
+        let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+        let nan = bits >> 16 | 0x40;
+        bf16::from_bits(if bits & 0x7FFF_FFFF > 0x7F80_0000 { nan } else { rounded } as u16)
+    }
 }
 impl Element for f32 {
+    const ZERO: Self = 0.0;
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
 }
 impl Element for bf16 {
+    const ZERO: Self = bf16::ZERO;
+    #[inline(always)]
+    fn nearest(self) -> bf16 {
+        self
+    }
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 impl Element for f16 {
+    const ZERO: Self = f16::ZERO;
     /// Without a branch, so that it vectorises: the exponent is rebased by a multiplication, which also makes
     /// subnormal numbers right; infinities and NaN get the full exponent.
     #[inline(always)]

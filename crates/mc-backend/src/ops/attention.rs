@@ -1,8 +1,13 @@
 //! Grouped-query attention without a t×t matrix (after Dao et al., "FlashAttention", 2022).
 
+use super::group::are_few;
 use crate::{
     graft::{Value, graft},
-    kernels::{self, attention as kernel},
+    kernels::{
+        self,
+        attention::{self as kernel, Packed},
+        tile::Arithmetic,
+    },
 };
 use candle_core::{CpuStorage, D, DType, Result, Storage, Tensor, bail};
 use std::{ops::Range, sync::Arc};
@@ -34,14 +39,33 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     if ![q, k, v].into_iter().all(kernels::serve) {
         return composed(q, k, v, how);
     }
-    let mut out = vec![0f32; q.elem_count()];
+    let arithmetic = Arithmetic::F32;
     let (q, k, v) = (dense(q)?, dense(k)?, dense(v)?);
-    with_views([&q, &k, &v], |[q, k, v]| kernel::forward(&shape, q, k, v, &mut out))?;
+    let mut out = vec![0f32; q.elem_count()];
+    let mut sums = vec![0f32; shape.batch * shape.queries * shape.heads];
+    with_views([&q, &k, &v], |[q, k, v]| {
+        if are_few(shape.queries) {
+            return kernel::decode(&shape, q, k, v, &mut out);
+        }
+        let packed = Packed::new(&shape, arithmetic, k, v, false);
+        let chunks = (&mut out[..], shape.heads * shape.dim, &mut vec![0; shape.batch * shape.queries][..], 1);
+        kernel::over_tiles(&shape, chunks, &mut sums, |b, tile, out, _, sums| {
+            kernel::forward(&shape, &packed, (b, tile), q, out, sums);
+        });
+    })?;
     let saved = [q.detach(), k.detach(), v.detach()];
     graft([&q, &k, &v], Value::cpu(out, q.shape()), move |g| {
         let [q, k, v] = &saved;
         let mut grads = [q, k, v].map(|t| vec![0f32; t.elem_count()]);
-        with_views([q, k, v, g], |views| kernel::backward(&shape, views, grads.each_mut().map(Vec::as_mut_slice)))?;
+        with_views([q, k, v, g], |[q, k, v, g]| {
+            // A few queries need no sums to give their output, only here.
+            let sums = if are_few(shape.queries) { kernel::log_sums(&shape, q, k) } else { sums.clone() };
+            let packed = Packed::new(&shape, arithmetic, k, v, true);
+            let heads = kernel::Gradients::new(&shape, &packed, [q, g], &sums);
+            let [dq, dk, dv] = grads.each_mut().map(Vec::as_mut_slice);
+            heads.queries(&shape, dq);
+            heads.keys(&shape, dk, dv);
+        })?;
         let [dq, dk, dv] = grads;
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
         Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
@@ -125,11 +149,11 @@ fn by_head(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `x`, copied only if its last dimension is not dense.
-fn dense(x: &Tensor) -> Result<Tensor> {
+pub(super) fn dense(x: &Tensor) -> Result<Tensor> {
     if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
 }
 
-fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce([kernel::View; N])) -> Result<()> {
+pub(super) fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce([kernel::View; N])) -> Result<()> {
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut views = Vec::with_capacity(N);
     for (storage, layout) in &guards {
@@ -145,9 +169,21 @@ fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce([kernel::V
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<kernel::Shape> {
-    let ((batch, queries, heads, dim), (kb, keys, kv_heads, kd)) = (q.dims4()?, k.dims4()?);
-    if k.dims() != v.dims() || kb != batch || kd != dim || kv_heads == 0 || heads % kv_heads != 0 || queries > keys {
-        bail!("attention of queries {:?}, keys {:?}, values {:?}", q.shape(), k.shape(), v.shape())
+    if k.dims() != v.dims() {
+        bail!("attention of keys {:?} and values {:?}", k.shape(), v.shape())
+    }
+    shape(q.dims4()?, k.dims4()?, how)
+}
+
+/// Sizes of one call with queries `(b, tq, heads, d)` and keys `(b, tk, kv_heads, d)`.
+pub(super) fn shape(
+    (batch, queries, heads, dim): (usize, usize, usize, usize),
+    (kb, keys, kv_heads, kd): (usize, usize, usize, usize),
+    how: &Attention,
+) -> Result<kernel::Shape> {
+    if kb != batch || kd != dim || kv_heads == 0 || heads % kv_heads != 0 || queries > keys {
+        let (q, k) = ((batch, queries, heads, dim), (kb, keys, kv_heads, kd));
+        bail!("attention of queries {q:?} and keys {k:?}")
     }
     if let Some(valid) = &how.valid
         && (valid.len() != batch || valid.iter().any(|r| r.start > r.end || r.end > keys))

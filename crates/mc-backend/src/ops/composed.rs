@@ -4,8 +4,10 @@ pub use super::{
     activation::{gelu_composed as gelu, swiglu_composed as swiglu},
     attention::composed as attention,
     cross_entropy::composed as linear_cross_entropy,
+    feed_forward::composed as feed_forward,
     linear::composed as linear,
     lora::composed as lora_linear,
     norm::{layer_norm_composed as layer_norm, rms_norm_composed as rms_norm},
     rope::composed as rope,
+    self_attention::composed as self_attention,
 };

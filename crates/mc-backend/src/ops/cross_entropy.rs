@@ -3,12 +3,23 @@
 use crate::{
     Weight,
     graft::{Value, graft},
-    kernels::{self, gemm, rows},
+    kernels::{
+        self,
+        operand::{Matrix, Panels, Part, Rows, round_in_place},
+        rows,
+        tile::{Arithmetic, MAX_ROWS, Start},
+    },
+    ops::group::rows_at_once,
+    weight::Elements,
 };
 use candle_core::{D, DType, Result, Tensor, bail};
+use rayon::prelude::*;
 
-/// Logits that exist at one time on the CPU: 4 million `f32` are 16 MB.
-const CHUNK: usize = 4 << 20;
+/// Logits that exist at one time on the CPU: 32 million `f32` are 128 MB. The head is packed once for each chunk, and
+/// 200 rows of the largest vocabularies are enough to pay for that.
+const CHUNK: usize = 32 << 20;
+/// Rows of the head that are packed at a time, a multiple of a panel's columns.
+const BLOCK: usize = 4096;
 
 /// Σ over the supervised positions of `ln Σ exp(h·Wᵀ) − (h·Wᵀ)[target]`, a scalar in `f32`, or in `f64` for `f64` input.
 ///
@@ -29,18 +40,18 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
     let wants_gradient = hidden.track_op();
     let mut gradient = vec![0f32; if wants_gradient { h.len() } else { 0 }];
     let mut loss = 0f64;
-    let rows_at_once = (CHUNK / v).clamp(1, positions.len().max(1));
-    let mut logits = vec![0f32; rows_at_once * v];
-    for (positions, targets) in positions.chunks(rows_at_once).zip(targets.chunks(rows_at_once)) {
+    let in_chunk = (CHUNK / v).clamp(1, positions.len().max(1));
+    let mut logits = vec![0f32; in_chunk.next_multiple_of(MAX_ROWS) * v];
+    let mut dx = vec![0f32; if wants_gradient { in_chunk * d } else { 0 }];
+    for (positions, targets) in positions.chunks(in_chunk).zip(targets.chunks(in_chunk)) {
         let n = positions.len();
         let x: Vec<f32> = positions.iter().flat_map(|p| &h[*p as usize * d..(*p as usize + 1) * d]).copied().collect();
-        let (logits, mut losses) = (&mut logits[..n * v], vec![0f32; n]);
-        gemm::times_transposed(&x, elements, (v, d), None, logits);
-        rows::cross_entropy(logits, targets, wants_gradient, &mut losses);
+        let mut losses = vec![0f32; n];
+        head_product(&x, elements, head.arithmetic(), (n, v, d), &mut logits);
+        rows::cross_entropy(&mut logits[..n * v], targets, wants_gradient, &mut losses);
         loss += losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         if wants_gradient {
-            let mut dx = vec![0f32; n * d];
-            gemm::times(logits, elements, (v, d), &mut dx);
+            head_gradient(&mut logits, elements, head.arithmetic(), (n, v, d), &mut dx[..n * d]);
             for (p, dx) in positions.iter().zip(dx.chunks_exact(d)) {
                 let row = &mut gradient[*p as usize * d..(*p as usize + 1) * d];
                 row.iter_mut().zip(dx).for_each(|(g, dx)| *g += dx);
@@ -52,6 +63,49 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
         Some(gradient) => Ok([Some(gradient.broadcast_mul(g)?)]),
         None => Ok([None]),
     })
+}
+
+/// `x·headᵀ`, block by block of the vocabulary: x `(n, d)` → the first n rows of `logits`, of width v.
+fn head_product(
+    x: &[f32],
+    head: Elements,
+    arithmetic: Arithmetic,
+    (n, v, d): (usize, usize, usize),
+    logits: &mut [f32],
+) {
+    let (rows, at_once, matrix) = (Rows::of(arithmetic, x, d), rows_at_once(n), Matrix::new(head, d));
+    for first in (0..v).step_by(BLOCK) {
+        let width = BLOCK.min(v - first);
+        let part = Part { depth: 0, col: 0, size: (d, width), matrix: matrix.from(first * d), transposed: true };
+        let panels = Panels::pack(arithmetic, arithmetic.units(d), width, &[part]);
+        logits[..n * v].par_chunks_mut(at_once * v).enumerate().for_each(|(block, logits)| {
+            let n = logits.len() / v;
+            panels.multiply(n, rows.from_row(block * at_once), Start::Zero, (&mut logits[first..], v));
+        });
+    }
+}
+
+/// `g·head` for the gradient `g` of logits, which is rounded where it lies: it is not needed again.
+fn head_gradient(
+    g: &mut [f32],
+    head: Elements,
+    arithmetic: Arithmetic,
+    (n, v, d): (usize, usize, usize),
+    dx: &mut [f32],
+) {
+    let (at_once, matrix) = (rows_at_once(n), Matrix::new(head, d));
+    g.par_chunks_exact_mut(v).for_each(|row| round_in_place(arithmetic, row));
+    let units: &[u32] = bytemuck::cast_slice(g);
+    for first in (0..v).step_by(BLOCK) {
+        let depth = BLOCK.min(v - first);
+        let part = Part { depth: 0, col: 0, size: (depth, d), matrix: matrix.from(first * d), transposed: false };
+        let panels = Panels::pack(arithmetic, arithmetic.units(depth), d, &[part]);
+        dx.par_chunks_mut(at_once * d).enumerate().for_each(|(block, dx)| {
+            let start = if first == 0 { Start::Zero } else { Start::Itself };
+            let left = &units[block * at_once * v + arithmetic.units(first)..];
+            panels.multiply(dx.len() / d, (left, v), start, (dx, d));
+        });
+    }
 }
 
 /// [`linear_cross_entropy`] of plain candle ops, in chunks of rows.

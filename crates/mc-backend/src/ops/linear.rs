@@ -1,9 +1,10 @@
 //! Projection by a frozen matrix.
 
+use super::{Linear, lora};
 use crate::{
     Weight,
     graft::{Value, graft},
-    kernels::{self, gemm},
+    kernels,
 };
 use candle_core::{D, Result, Tensor, bail};
 
@@ -16,9 +17,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tens
     if !kernels::serve(x) || weight.elements().is_none() {
         return composed(x, weight, bias);
     }
-    let value = Value::cpu(forward(x, weight, bias)?, output_shape(x, weight));
-    let w = weight.clone();
-    graft([x], value, move |g| Ok([Some(backward(g, &w)?)]))
+    lora::fused(x, &Linear { weight, bias, lora: None })
 }
 
 /// [`linear`] of plain candle ops.
@@ -65,30 +64,6 @@ pub(super) fn output_shape(x: &Tensor, weight: &Weight) -> Vec<usize> {
         *last = weight.rows();
     }
     shape
-}
-
-/// The kernel's forward pass: `(n, out)` in a fresh buffer.
-pub(super) fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Vec<f32>> {
-    let bias = bias.map(|b| b.detach().to_dtype(x.dtype())?.contiguous()).transpose()?;
-    let x = flat(x)?;
-    let mut y = vec![0f32; x.dim(0)? * weight.rows()];
-    let x = kernels::slice(&x)?;
-    let bias = bias.as_ref().map(kernels::slice).transpose()?;
-    let Some(elements) = weight.elements() else { bail!("the weight is not on the CPU") };
-    gemm::times_transposed(&x, elements, (weight.rows(), weight.cols()), bias.as_deref(), &mut y);
-    Ok(y)
-}
-
-/// `g·W` of the shape that the input had.
-pub(super) fn backward(g: &Tensor, weight: &Weight) -> Result<Tensor> {
-    let mut shape = g.dims().to_vec();
-    let n: usize = shape.pop().map_or(0, |_| shape.iter().product());
-    shape.push(weight.cols());
-    let mut dx = vec![0f32; n * weight.cols()];
-    let g = g.contiguous()?;
-    let Some(elements) = weight.elements() else { bail!("the weight is not on the CPU") };
-    gemm::times(&kernels::slice(&g)?, elements, (weight.rows(), weight.cols()), &mut dx);
-    Tensor::from_vec(dx, shape, g.device())
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
 //! Projection by a frozen matrix plus a trained product of two thin ones (Hu et al., "LoRA", 2021).
 
-use super::linear;
+use super::{
+    Linear,
+    group::{Group, are_few, rows_at_once},
+    linear,
+};
 use crate::{
     Stream, Weight,
-    graft::{Value, graft},
+    graft::{Value, graft, graft_with},
     kernels::{
         self,
-        gemm::{self, Matrix},
+        operand::{Rows, round},
+        tile::Start,
     },
 };
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// The trained part of a projection: `scale·(dropout(x)·Aᵀ)·Bᵀ`.
@@ -63,69 +68,87 @@ pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lo
     if !kernels::serve(x) || weight.elements().is_none() {
         return composed(x, weight, bias, lora);
     }
-    let (n, inner, outer, rank) = (x.elem_count() / weight.cols().max(1), weight.cols(), weight.rows(), lora.a.dim(0)?);
-    let mask = lora.dropout.as_ref().map(|d| d.mask(x)).transpose()?;
-    let (a, b) = (lora.a.detach().contiguous()?, lora.b.detach().contiguous()?);
-    let scale = lora.scale as f32;
-    let input = dropped(x, mask.as_ref())?;
-    let mut y = linear::forward(x, weight, bias)?;
-    let mut h = vec![0f32; n * rank];
-    {
-        let (input, a, b) = (kernels::slice(&input)?, kernels::slice(&a)?, kernels::slice(&b)?);
-        gemm::parallel(
-            (n, rank, inner),
-            1.0,
-            Matrix::new(&input, inner),
-            Matrix::new(&a, inner).transposed(),
-            0.0,
-            &mut h,
-        );
-        gemm::parallel((n, outer, rank), scale, Matrix::new(&h, rank), Matrix::new(&b, rank).transposed(), 1.0, &mut y);
-    }
-
-    let (w, wants_x) = (weight.clone(), x.track_op());
-    let value = Value::cpu(y, linear::output_shape(x, weight));
-    graft([x, lora.a, lora.b], value, move |g| {
-        let slice = kernels::slice(g)?;
-        let g_rows = Matrix::new(&slice, outer);
-        let mut db = vec![0f32; outer * rank];
-        gemm::parallel((outer, rank, n), scale, g_rows.transposed(), Matrix::new(&h, rank), 0.0, &mut db);
-        let mut dh = vec![0f32; n * rank];
-        let b_slice = kernels::slice(&b)?;
-        gemm::parallel((n, rank, outer), scale, g_rows, Matrix::new(&b_slice, rank), 0.0, &mut dh);
-        let mut da = vec![0f32; rank * inner];
-        let input_slice = kernels::slice(&input)?;
-        gemm::parallel(
-            (rank, inner, n),
-            1.0,
-            Matrix::new(&dh, rank).transposed(),
-            Matrix::new(&input_slice, inner),
-            0.0,
-            &mut da,
-        );
-        let dx = if wants_x { Some(input_gradient(g, &w, (&dh, &a), mask.as_ref())?) } else { None };
-        let device = g.device();
-        Ok([dx, Some(Tensor::from_vec(da, (rank, inner), device)?), Some(Tensor::from_vec(db, (outer, rank), device)?)])
-    })
+    fused(x, &Linear { weight, bias, lora: Some(lora.clone()) })
 }
 
-/// `g·W + mask∘(dh·A)`
-fn input_gradient(g: &Tensor, weight: &Weight, (dh, a): (&[f32], &Tensor), mask: Option<&Tensor>) -> Result<Tensor> {
-    let (rank, inner) = a.dims2()?;
-    let n = dh.len() / rank.max(1);
-    let a = kernels::slice(a)?;
-    let mut shape = g.dims().to_vec();
-    shape.pop();
-    shape.push(inner);
-    let frozen = linear::backward(g, weight)?;
-    if let Some(mask) = mask {
-        let mut low = vec![0f32; n * inner];
-        gemm::parallel((n, inner, rank), 1.0, Matrix::new(dh, rank), Matrix::new(&a, inner), 0.0, &mut low);
-        return frozen + (Tensor::from_vec(low, shape, g.device())? * mask)?;
+/// What a projection is, with or without a trained part.
+pub(super) fn project(x: &Tensor, linear: &Linear) -> Result<Tensor> {
+    match &linear.lora {
+        Some(lora) => lora_linear(x, linear.weight, linear.bias, lora),
+        None => linear::linear(x, linear.weight, linear.bias),
     }
-    let mut dx = kernels::slice(&frozen)?.to_vec();
-    gemm::parallel((n, inner, rank), 1.0, Matrix::new(dh, rank), Matrix::new(&a, inner), 1.0, &mut dx);
-    Tensor::from_vec(dx, shape, g.device())
+}
+
+/// [`project`] of plain candle ops.
+pub(super) fn project_composed(x: &Tensor, linear: &Linear) -> Result<Tensor> {
+    match &linear.lora {
+        Some(lora) => composed(x, linear.weight, linear.bias, lora),
+        None => linear::composed(x, linear.weight, linear.bias),
+    }
+}
+
+/// The kernel's path. With dropout the trained part reads other numbers than the frozen one, and so its products and
+/// its share of the input's gradient are its own.
+pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
+    let dropout = linear.lora.as_ref().and_then(|l| l.dropout.clone());
+    let mask = dropout.map(|d| d.mask(x)?.flatten_all()?.to_vec1::<f32>()).transpose()?;
+    let whole = Linear { lora: linear.lora.clone().map(|l| Lora { dropout: None, ..l }), ..linear.clone() };
+    let Some(group) = Group::new(&[&whole])? else { bail!("the weight is not on the CPU") };
+    let (arithmetic, inner, outer) = (group.arithmetic, group.inner, linear.weight.rows());
+    let n = x.elem_count().checked_div(inner).unwrap_or(0);
+    let dense = x.detach().contiguous()?;
+    let x_slice = kernels::slice(&dense)?;
+    let trained: Vec<&Tensor> = linear.lora.iter().flat_map(|l| [l.a, l.b]).collect();
+    let tracked = x.track_op() || trained.iter().any(|t| t.track_op());
+    let shape = linear::output_shape(x, linear.weight);
+
+    if are_few(n) && !tracked && mask.is_none() {
+        return Tensor::from_vec(group.few(n, &x_slice, outer), shape, x.device());
+    }
+
+    let masked = |mask: &[f32]| x_slice.iter().zip(mask).map(|(x, m)| x * m).collect::<Vec<f32>>();
+    let dropped = mask.as_ref().map(|mask| Rows::of(arithmetic, &masked(mask), inner));
+    let mut input = group.input_rows(n);
+    let mut y = vec![0f32; n * outer];
+    let (stage, stride, at_once) = (group.forward(), input.stride, rows_at_once(n));
+    let units = input.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
+    let rows = y.par_chunks_mut((at_once * outer).max(1)).zip(x_slice.par_chunks((at_once * inner).max(1)));
+    units.zip(rows).for_each(|((block, units), (y, x))| {
+        for (x, units) in x.chunks_exact(inner).zip(units.chunks_exact_mut(stride)) {
+            round(arithmetic, x, 1.0, units);
+        }
+        let low = dropped.as_ref().map(|d| d.from_row(block * at_once));
+        let n = x.len() / inner;
+        stage.run_on(n, low, (units, stride), group.bias().map_or(Start::Zero, Start::Row), (y, outer));
+    });
+    drop((stage, x_slice));
+
+    let (like, wants_x) = (dense, x.track_op());
+    graft_with(x, &trained, Value::cpu(y, shape), move |g| {
+        let g_slice = kernels::slice(g)?;
+        let mut gradient = group.gradient_rows(n);
+        let mut dx = vec![0f32; n * inner];
+        let (stage, stride) = (group.backward(mask.is_none()), gradient.stride);
+        let low = mask.as_ref().map(|_| group.low_backward());
+        let units = gradient.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
+        let rows = dx.par_chunks_mut((at_once * inner).max(1)).zip(g_slice.par_chunks((at_once * outer).max(1)));
+        units.zip(rows).for_each(|((block, units), (dx, g))| {
+            for (g, units) in g.chunks_exact(outer).zip(units.chunks_exact_mut(stride)) {
+                round(arithmetic, g, 1.0, units);
+            }
+            let n = g.len() / outer;
+            stage.run(n, (units, stride), Start::Zero, (dx, inner));
+            if let (Some(low), Some(mask)) = (&low, &mask) {
+                let mut part = vec![0f32; dx.len()];
+                low.multiply(n, (&units[stage.first()..], stride), Start::Zero, (&mut part, inner));
+                let mask = &mask[block * at_once * inner..][..dx.len()];
+                dx.iter_mut().zip(part.iter().zip(mask)).for_each(|(dx, (p, m))| *dx += p * m);
+            }
+        });
+        let trained = group.gradients(n, &input, dropped.as_ref(), &gradient)?;
+        let dx = if wants_x { Some(Tensor::from_vec(dx, like.shape(), g.device())?) } else { None };
+        Ok((dx, trained.into_iter().flat_map(|l| [l.a, l.b]).collect()))
+    })
 }
 
 /// [`lora_linear`] of plain candle ops.
@@ -161,6 +184,10 @@ pub fn composed(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora)
 
 fn check(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Result<()> {
     linear::check(x, weight, bias)?;
+    check_shapes(weight, lora)
+}
+
+fn check_shapes(weight: &Weight, lora: &Lora) -> Result<()> {
     let ((rank, inner), (outer, rank_b)) = (lora.a.dims2()?, lora.b.dims2()?);
     if rank != rank_b || inner != weight.cols() || outer != weight.rows() || rank == 0 {
         let (a, b) = (lora.a.shape(), lora.b.shape());
@@ -169,15 +196,12 @@ fn check(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Res
     Ok(())
 }
 
-/// The rows that `A` reads, `(n, in)`.
-fn dropped(x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let x = x.detach();
-    let x = match mask {
-        Some(mask) => (x * mask)?,
-        None => x,
-    };
-    let width = x.dim(D::Minus1)?;
-    x.contiguous()?.reshape(((), width))
+pub(super) fn check_linear(linear: &Linear) -> Result<()> {
+    let Linear { weight, bias, lora } = linear;
+    if let Some(bias) = bias.filter(|b| b.dims() != [weight.rows()]) {
+        bail!("a bias of {:?} for {} outputs", bias.shape(), weight.rows())
+    }
+    lora.as_ref().map_or(Ok(()), |lora| check_shapes(weight, lora))
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ pub struct Rope {
 }
 
 #[derive(Clone, Debug)]
-struct Table {
+pub(super) struct Table {
     positions: usize,
     /// Both `(positions, d/2)`, `f32`.
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Rope {
@@ -61,7 +61,7 @@ impl Rope {
 /// # Errors
 /// If the width of the heads or the number of positions does not fit.
 pub fn rope(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tensor> {
-    let table = check(x, rope, positions)?;
+    let table = check_tensor(x, rope, positions)?;
     if !kernels::serve(x) {
         return composed(x, rope, positions);
     }
@@ -85,7 +85,7 @@ fn rotated(x: &Tensor, table: &Table, positions: &[u32], sign: f32) -> Result<Ve
 
 /// [`rope`] of plain candle ops.
 pub fn composed(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tensor> {
-    let table = check(x, rope, positions)?;
+    let table = check_tensor(x, rope, positions)?;
     let (b, t, _, d) = x.dims4()?;
     let rows = if positions.len() == t { 1 } else { b };
     let index = Tensor::from_slice(positions, positions.len(), x.device())?;
@@ -109,8 +109,13 @@ fn widened(dtype: DType) -> DType {
     if dtype.size_in_bytes() < 4 { DType::F32 } else { dtype }
 }
 
-fn check(x: &Tensor, rope: &Rope, positions: &[u32]) -> Result<Table> {
+fn check_tensor(x: &Tensor, rope: &Rope, positions: &[u32]) -> Result<Table> {
     let (b, t, _, d) = x.dims4()?;
+    check((b, t, d), rope, positions)
+}
+
+/// The rotations for so many positions of heads of width `d`, if they fit.
+pub(super) fn check((b, t, d): (usize, usize, usize), rope: &Rope, positions: &[u32]) -> Result<Table> {
     if d != 2 * rope.inverse_frequencies.len() {
         bail!("heads of width {d} cannot turn by {} frequencies", rope.inverse_frequencies.len())
     }

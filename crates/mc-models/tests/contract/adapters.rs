@@ -4,7 +4,7 @@ use crate::tiny::{logits, models};
 use candle_core::{DType, Result, Tensor, Var};
 use mc_backend::ops::{Lora, lora_linear};
 use mc_models::{Adapter, CausalLM, Pass, Projection};
-use mc_testkit::random;
+use mc_testkit::{Tolerance, assert_close, random};
 use std::sync::Mutex;
 
 /// Writes down the groups that it is asked for, and adds nothing.
@@ -76,12 +76,9 @@ fn every_site_is_reached_once_and_in_order() -> Result<()> {
         let recorder = Recorder::default();
         let with = logits(&*model, &ids, 2, &mut Pass { adapter: Some(&recorder), ..Pass::default() })?;
         let without = logits(&*model, &ids, 2, &mut Pass::default())?;
-        assert_eq!(
-            with.flatten_all()?.to_vec1::<f32>()?,
-            without.flatten_all()?.to_vec1::<f32>()?,
-            "{}: an adapter that adds nothing",
-            tiny.name
-        );
+        // Without an adapter a block is one op, which adds in another order.
+        let name = format!("{}: an adapter that adds nothing", tiny.name);
+        assert_close(&name, &with, &without, Tolerance { absolute: 1e-5, relative: 1e-5 });
 
         let groups = recorder.0.into_inner().unwrap();
         let sizes: Vec<_> = groups.iter().map(Vec::len).collect();

@@ -10,7 +10,7 @@ use candle_core::{DType, IndexOp, Result, Tensor};
 use mc_models::{Pass, RopeScaling};
 use mc_testkit::{Tolerance, assert_close};
 use std::collections::HashSet;
-use tiny::{logits, models};
+use tiny::{Tiny, logits, models};
 
 /// The random models differ in all that the architectures leave open: a choice that no model makes is not tested.
 #[test]
@@ -87,27 +87,34 @@ fn shapes_and_the_walk_over_blocks() -> Result<()> {
     Ok(())
 }
 
-/// Weights in half precision give what the rounded weights give in `f32`: they are widened where they are read,
-/// never the activations narrowed.
+/// Weights in half precision, asked to compute in `f32`, give what the rounded weights give in `f32`: they are widened
+/// where they are read, never the activations narrowed. Left to themselves `bf16` weights round what they read, too.
 #[test]
 fn half_precision_weights() -> Result<()> {
     for mut tiny in models() {
         let ids = tiny.ids(2, 12);
         let exact = logits(&*tiny.load(), &ids, 2, &mut Pass::default())?;
-        for (dtype, near) in [(DType::BF16, 0.1), (DType::F16, 0.02)] {
-            let half = tiny.load_as(Some(dtype));
-            assert_eq!((half.dtype(), half.head().dtype()), (DType::F32, dtype), "{}", tiny.name);
+        for (dtype, near, rounding) in [(DType::BF16, 0.1, 0.03), (DType::F16, 0.02, 1e-5)] {
+            let converted = tiny.load_as(Some(dtype));
+            assert_eq!((converted.dtype(), converted.head().dtype()), (DType::F32, dtype), "{}", tiny.name);
+            let full = tiny.tensors.clone();
+            let cast = |tiny: &mut Tiny, dtype| -> Result<()> {
+                for tensor in tiny.tensors.values_mut().filter(|t| t.rank() == 2) {
+                    *tensor = tensor.to_dtype(dtype)?;
+                }
+                Ok(())
+            };
+            cast(&mut tiny, dtype)?;
+            let half = tiny.load_as(Some(DType::F32));
             assert!((0..half.sites().len()).all(|i| half.projection(i).unwrap().weight.dtype() == dtype));
             let halved = logits(&*half, &ids, 2, &mut Pass::default())?;
-
-            let full = tiny.tensors.clone();
-            for tensor in tiny.tensors.values_mut().filter(|t| t.rank() == 2) {
-                *tensor = tensor.to_dtype(dtype)?.to_dtype(DType::F32)?;
-            }
+            cast(&mut tiny, DType::F32)?;
             let rounded = logits(&*tiny.load(), &ids, 2, &mut Pass::default())?;
             tiny.tensors = full;
             assert_close(&tiny.name, &halved, &rounded, Tolerance::relative(1e-5));
             assert_close(&format!("{} in {dtype:?}", tiny.name), &halved, &exact, Tolerance::relative(near));
+            let left = logits(&*converted, &ids, 2, &mut Pass::default())?;
+            assert_close(&format!("{} left {dtype:?}", tiny.name), &left, &rounded, Tolerance::relative(rounding));
         }
     }
     Ok(())

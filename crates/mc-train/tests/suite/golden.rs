@@ -34,7 +34,7 @@ fn check(name: &str, grad_checkpoint: bool) {
     let config = TrainingConfig { lr_scheduler, adamw, max_grad_norm, grad_checkpoint, ..Default::default() };
 
     let base = golden::dir(&format!("models/{}", plan["base"].as_str().unwrap()));
-    let model = ModelLoader::new().load(base).unwrap();
+    let model = ModelLoader::new().with_dtype(DType::F32).load(base).unwrap();
     let adapter = LoRAAdapter::load(&*model, dir.join("start")).unwrap();
     let mut trainer = Trainer::new(model, adapter, config).unwrap();
 

@@ -8,14 +8,14 @@ mod not_finite;
 mod runs;
 mod steps;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use mc_backend::{Purpose, Stream};
 use mc_lora::{LoRAAdapter, LoRAAdapterConfig};
 use mc_models::{Model, ModelLoader};
 use mc_train::{Dataset, Example, LRScheduler, Trainer, TrainingConfig};
 
 fn model(name: &str) -> Model {
-    ModelLoader::new().load(mc_testkit::golden::dir(&format!("models/{name}"))).unwrap()
+    ModelLoader::new().with_dtype(DType::F32).load(mc_testkit::golden::dir(&format!("models/{name}"))).unwrap()
 }
 
 fn adapter_config() -> LoRAAdapterConfig {

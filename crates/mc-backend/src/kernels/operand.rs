@@ -1,0 +1,405 @@
+//! The operands of a product, brought into the layout that [`super::tile`] reads.
+//!
+//! A ([`Rows`]) is a row-major matrix of `f32` or `bf16`, nothing more, so what one product wrote as its left side
+//! another reads as a matrix ([`Matrix`]). B ([`Panels`]) is packed for each call from matrices that lie as they like:
+//! mapped weights, trained matrices, activations. Packing reads and writes each number once where the product uses it
+//! once per row of A, so from some dozens of rows on it costs little, and no second copy of a weight outlives a call.
+
+use super::{
+    simd::{Element, simd},
+    tile::{self, Arithmetic, LANES, MAX_ROWS, Start},
+};
+use crate::weight::Elements;
+use half::bf16;
+use rayon::prelude::*;
+use std::{cell::RefCell, ops::Range};
+
+/// A row-major matrix in memory, rows `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) elements: Elements<'a>,
+    pub(crate) stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    pub(crate) fn new(elements: Elements<'a>, stride: usize) -> Self {
+        Self { elements, stride }
+    }
+    pub(crate) fn f32(data: &'a [f32], stride: usize) -> Self {
+        Self::new(Elements::F32(data), stride)
+    }
+    /// From element `offset` on.
+    pub(crate) fn from(self, offset: usize) -> Self {
+        let elements = match self.elements {
+            Elements::F32(x) => Elements::F32(x.get(offset..).unwrap_or_default()),
+            Elements::F16(x) => Elements::F16(x.get(offset..).unwrap_or_default()),
+            Elements::BF16(x) => Elements::BF16(x.get(offset..).unwrap_or_default()),
+        };
+        Self { elements, ..self }
+    }
+}
+
+/// The left side of products: rows of units, in segments along the depth that each begin with a unit of their own.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) arithmetic: Arithmetic,
+    /// With padding after the last row, so that whole tiles may be read.
+    pub(crate) units: Vec<u32>,
+    /// Units of a row.
+    pub(crate) stride: usize,
+}
+
+impl Rows {
+    /// `n` rows of zeros for segments of these widths.
+    pub(crate) fn new(arithmetic: Arithmetic, n: usize, segments: &[usize]) -> Self {
+        let stride = segments.iter().map(|w| arithmetic.units(*w)).sum();
+        Self { arithmetic, units: vec![0; n.next_multiple_of(MAX_ROWS) * stride], stride }
+    }
+
+    /// These numbers, `(n, width)`, rounded.
+    pub(crate) fn of(arithmetic: Arithmetic, x: &[f32], width: usize) -> Self {
+        let n = x.len().checked_div(width).unwrap_or(0);
+        let mut rows = Self::new(arithmetic, n, &[width]);
+        let (stride, chunk) = (rows.stride.max(1), (16 * 1024usize).div_ceil(width.max(1)));
+        rows.units.par_chunks_mut(chunk * stride).zip(x.par_chunks(chunk * width.max(1))).for_each(|(units, x)| {
+            for (units, x) in units.chunks_exact_mut(stride).zip(x.chunks_exact(width.max(1))) {
+                round(arithmetic, x, 1.0, units);
+            }
+        });
+        rows
+    }
+
+    /// The left side of a product.
+    pub(crate) fn left(&self) -> (&[u32], usize) {
+        (&self.units, self.stride)
+    }
+
+    /// Blocks of so many of `n` rows to write to from several threads; blocks that ignore what they are given without rows.
+    pub(crate) fn blocks(rows: Option<&mut Self>, n: usize, at_once: usize) -> Vec<Block<'_>> {
+        match rows {
+            Some(rows) => {
+                let (stride, arithmetic) = (rows.stride, rows.arithmetic);
+                rows.units
+                    .chunks_mut((at_once * stride).max(1))
+                    .map(|units| Block(Some((arithmetic, units, stride))))
+                    .collect()
+            }
+            None => (0..n.div_ceil(at_once)).map(|_| Block(None)).collect(),
+        }
+    }
+
+    /// The units of row `i`.
+    pub(crate) fn row(&self, i: usize) -> &[u32] {
+        &self.units[i * self.stride..(i + 1) * self.stride]
+    }
+
+    /// The left side of a product that begins at row `i`.
+    pub(crate) fn from_row(&self, i: usize) -> (&[u32], usize) {
+        (&self.units[i * self.stride..], self.stride)
+    }
+
+    /// The matrix that begins at unit `offset` of each row, as a right side or for [`Rows::transposed`].
+    pub(crate) fn matrix(&self, offset: usize) -> Matrix<'_> {
+        matrix(self.arithmetic, &self.units, self.stride).from(offset * self.arithmetic.per_unit())
+    }
+
+    /// The transpose of the first `width` columns of a matrix of `n` rows.
+    pub(crate) fn transposed(arithmetic: Arithmetic, m: Matrix, n: usize, width: usize) -> Self {
+        let mut rows = Self::new(arithmetic, width, &[n]);
+        let (per, stride) = (arithmetic.per_unit(), rows.stride);
+        for (u, l) in (0..n).step_by(per).enumerate() {
+            for j in 0..width {
+                let at = |l: usize| if l < n { m.elements.get(l * m.stride + j) } else { 0.0 };
+                rows.units[j * stride + u] = unit(arithmetic, at(l), at(l + 1));
+            }
+        }
+        rows
+    }
+}
+
+/// A block of rows to be kept, or nothing.
+pub(crate) struct Block<'a>(Option<(Arithmetic, &'a mut [u32], usize)>);
+
+impl Block<'_> {
+    /// Rounds rows of `width` numbers into it.
+    pub(crate) fn fill(self, x: &[f32], width: usize) {
+        if let Some((arithmetic, units, stride)) = self.0 {
+            for (x, units) in x.chunks_exact(width).zip(units.chunks_exact_mut(stride)) {
+                round(arithmetic, x, 1.0, units);
+            }
+        }
+    }
+}
+
+/// Units read as the matrix that they are in memory; rows `stride` units apart.
+pub(crate) fn matrix(arithmetic: Arithmetic, units: &[u32], stride: usize) -> Matrix<'_> {
+    let elements = match arithmetic {
+        Arithmetic::F32 => Elements::F32(bytemuck::cast_slice(units)),
+        Arithmetic::BF16 => Elements::BF16(bytemuck::cast_slice(units)),
+    };
+    Matrix::new(elements, stride * arithmetic.per_unit())
+}
+
+/// One unit: the first number, and with `bf16` the second one above it.
+#[inline(always)]
+fn unit(arithmetic: Arithmetic, first: f32, second: f32) -> u32 {
+    match arithmetic {
+        Arithmetic::F32 => first.to_bits(),
+        Arithmetic::BF16 => u32::from(first.nearest().to_bits()) | u32::from(second.nearest().to_bits()) << 16,
+    }
+}
+
+/// `x·scale` as units.
+pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], scale: f32, units: &mut [u32]) {
+    simd(
+        #[inline(always)]
+        || match arithmetic {
+            Arithmetic::F32 => units.iter_mut().zip(x).for_each(|(u, x)| *u = (x * scale).to_bits()),
+            Arithmetic::BF16 => {
+                let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
+                halves.iter_mut().zip(x).for_each(|(h, x)| *h = (x * scale).nearest());
+                if let Some(rest) = halves.get_mut(x.len()..x.len().next_multiple_of(2)) {
+                    rest.fill(bf16::ZERO);
+                }
+            }
+        },
+    );
+}
+
+/// Numbers become units where they lie: with `bf16` they fill the first half.
+pub(crate) fn round_in_place(arithmetic: Arithmetic, x: &mut [f32]) {
+    if arithmetic == Arithmetic::BF16 {
+        let (n, units): (_, &mut [u32]) = (x.len(), bytemuck::cast_slice_mut(x));
+        for u in 0..n.div_ceil(2) {
+            let second = units.get(2 * u + 1).map_or(0.0, |u| f32::from_bits(*u));
+            units[u] = unit(arithmetic, f32::from_bits(units[2 * u]), second);
+        }
+    }
+}
+
+/// Units as numbers.
+pub(crate) fn widen(arithmetic: Arithmetic, units: &[u32], x: &mut [f32]) {
+    simd(
+        #[inline(always)]
+        || match arithmetic {
+            Arithmetic::F32 => x.iter_mut().zip(units).for_each(|(x, u)| *x = f32::from_bits(*u)),
+            Arithmetic::BF16 => super::simd::widen(bytemuck::cast_slice::<u32, bf16>(units), x),
+        },
+    );
+}
+
+/// A part of the right side: a matrix, or its transpose, at a place in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    /// First unit of the depth.
+    pub(crate) depth: usize,
+    /// First column.
+    pub(crate) col: usize,
+    /// How deep and how wide it is, in numbers.
+    pub(crate) size: (usize, usize),
+    pub(crate) matrix: Matrix<'a>,
+    /// Whether column j of the right side is row j of the matrix; otherwise row l of it is row l.
+    pub(crate) transposed: bool,
+}
+
+/// The right side of a product, packed: see [`super::tile`].
+#[derive(Debug, Default)]
+pub(crate) struct Panels {
+    arithmetic: Option<Arithmetic>,
+    units: Vec<u32>,
+    /// Units.
+    pub(crate) depth: usize,
+    pub(crate) cols: usize,
+}
+
+thread_local! {
+    /// Buffers of panels that were dropped on this thread, to be used again: they are large and short-lived.
+    static SPARE: RefCell<Vec<Vec<u32>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Panels {
+    fn drop(&mut self) {
+        /// As many as a block of a model uses at once.
+        const KEPT: usize = 6;
+        let units = std::mem::take(&mut self.units);
+        // A thread that ends has no spare buffers any more, which is as well.
+        let _ = SPARE.try_with(|s| {
+            let mut spare = s.borrow_mut();
+            if spare.len() < KEPT {
+                spare.push(units);
+            }
+        });
+    }
+}
+
+impl Panels {
+    /// Packs `depth` units × `cols` in parallel; where no part lies there are zeros.
+    pub(crate) fn pack(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
+        let mut panels = Self::empty(arithmetic, depth, cols);
+        panels.units.par_chunks_mut((LANES * depth).max(1)).enumerate().for_each(|(p, units)| {
+            pack(arithmetic, p * LANES..((p + 1) * LANES).min(cols), parts, units);
+        });
+        panels
+    }
+
+    /// As [`Panels::pack`], on this thread.
+    pub(crate) fn pack_here(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
+        let mut panels = Self::empty(arithmetic, depth, cols);
+        for (p, units) in panels.units.chunks_mut((LANES * depth).max(1)).enumerate() {
+            pack(arithmetic, p * LANES..((p + 1) * LANES).min(cols), parts, units);
+        }
+        panels
+    }
+
+    fn empty(arithmetic: Arithmetic, depth: usize, cols: usize) -> Self {
+        let len = cols.div_ceil(LANES) * LANES * depth;
+        let fitting = |spare: &Vec<Vec<u32>>| {
+            let of = |i: &usize| spare[*i].capacity();
+            (0..spare.len()).filter(|i| of(i) >= len).min_by_key(of).or_else(|| (0..spare.len()).max_by_key(of))
+        };
+        let mut units = SPARE.with(|s| {
+            let mut spare = s.borrow_mut();
+            fitting(&spare).map(|i| spare.swap_remove(i)).unwrap_or_default()
+        });
+        units.resize(len, 0);
+        Self { arithmetic: Some(arithmetic), units, depth, cols }
+    }
+
+    /// `c = start + a·self` on this thread; c has rows `c_stride` apart.
+    pub(crate) fn multiply(&self, rows: usize, a: (&[u32], usize), start: Start, c: (&mut [f32], usize)) {
+        self.multiply_part(rows, a, (0..self.depth, 0..self.cols), start, c);
+    }
+
+    /// As [`Panels::multiply`] with some units of the depth and some columns, of which the first is a multiple of 16.
+    pub(crate) fn multiply_part(
+        &self,
+        rows: usize,
+        a: (&[u32], usize),
+        (depth, cols): (Range<usize>, Range<usize>),
+        start: Start,
+        c: (&mut [f32], usize),
+    ) {
+        let Some(arithmetic) = self.arithmetic else { return };
+        assert!(cols.start.is_multiple_of(LANES) && cols.end <= self.cols && depth.end <= self.depth, "part of panels");
+        let panels = &self.units[(cols.start * self.depth + depth.start * LANES).min(self.units.len())..];
+        tile::multiply(arithmetic, (rows, cols.len(), depth.len()), a, (panels, self.depth * LANES), start, c);
+    }
+}
+
+/// Fills the panel of these columns.
+fn pack(arithmetic: Arithmetic, cols: Range<usize>, parts: &[Part], units: &mut [u32]) {
+    let covered: usize = parts.iter().map(|p| arithmetic.units(p.size.0) * overlap(p, &cols).len()).sum();
+    if covered < units.len() {
+        units.fill(0);
+    }
+    for part in parts {
+        let inside = overlap(part, &cols);
+        if inside.is_empty() {
+            continue;
+        }
+        let to = &mut units[part.depth * LANES..];
+        let (lane, col, width) = (inside.start - cols.start, inside.start - part.col, inside.len());
+        let run = (part.size.0, lane, col, width, part.matrix.stride);
+        match part.matrix.elements {
+            Elements::F32(x) => pack_part(arithmetic, x, run, part.transposed, to),
+            Elements::F16(x) => pack_part(arithmetic, x, run, part.transposed, to),
+            Elements::BF16(x) => pack_part(arithmetic, x, run, part.transposed, to),
+        }
+    }
+}
+
+fn overlap(part: &Part, cols: &Range<usize>) -> Range<usize> {
+    let start = cols.start.max(part.col);
+    start..cols.end.min(part.col + part.size.1).max(start)
+}
+
+fn pack_part<T: Element>(
+    arithmetic: Arithmetic,
+    x: &[T],
+    run: (usize, usize, usize, usize, usize),
+    transposed: bool,
+    to: &mut [u32],
+) {
+    simd(
+        #[inline(always)]
+        || match (arithmetic, transposed) {
+            (Arithmetic::F32, true) => transpose::<T, 1>(x, run, |[a]| a.widen().to_bits(), to),
+            (Arithmetic::BF16, true) => transpose::<T, 2>(x, run, pair, to),
+            (Arithmetic::F32, false) => interleave::<T, 1>(x, run, |[a]| a.widen().to_bits(), to),
+            (Arithmetic::BF16, false) => interleave::<T, 2>(x, run, pair, to),
+        },
+    );
+}
+
+#[inline(always)]
+fn pair<T: Element>([first, second]: [T; 2]) -> u32 {
+    u32::from(first.nearest().to_bits()) | u32::from(second.nearest().to_bits()) << 16
+}
+
+/// Lane j of the panel is row `col + j` of `x`.
+#[inline(always)]
+fn transpose<T: Element, const PER: usize>(
+    x: &[T],
+    (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
+    unit: impl Fn([T; PER]) -> u32 + Copy,
+    to: &mut [u32],
+) {
+    let row = |j: usize| &x[(col + j) * stride..][..depth];
+    let whole = depth / PER;
+    if width == LANES {
+        // In squares of 16 × 16 units, so that lines are read and written whole.
+        let rows: [&[T]; LANES] = std::array::from_fn(row);
+        let mut square = [[0u32; LANES]; LANES];
+        for (s, to) in to[..whole * LANES].chunks_mut(LANES * LANES).enumerate() {
+            let from = s * LANES * PER..(s * LANES * PER + to.len() / LANES * PER);
+            for (row, line) in rows.iter().zip(&mut square) {
+                for (x, u) in row[from.clone()].chunks_exact(PER).zip(line) {
+                    *u = unit(std::array::from_fn(|i| x[i]));
+                }
+            }
+            for (l, to) in to.chunks_exact_mut(LANES).enumerate() {
+                for (t, line) in to.iter_mut().zip(&square) {
+                    *t = line[l];
+                }
+            }
+        }
+    } else {
+        for j in 0..width {
+            for (x, to) in row(j).chunks_exact(PER).zip(to.chunks_exact_mut(LANES)) {
+                to[lane + j] = unit(std::array::from_fn(|i| x[i]));
+            }
+        }
+    }
+    if depth % PER != 0 {
+        for j in 0..width {
+            let last = &row(j)[whole * PER..];
+            to[whole * LANES + lane + j] = unit(std::array::from_fn(|i| last.get(i).copied().unwrap_or(T::ZERO)));
+        }
+    }
+}
+
+/// Lane j of the panel is column `col + j` of `x`.
+#[inline(always)]
+fn interleave<T: Element, const PER: usize>(
+    x: &[T],
+    (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
+    unit: impl Fn([T; PER]) -> u32 + Copy,
+    to: &mut [u32],
+) {
+    let zeros = [T::ZERO; LANES];
+    for (l, to) in (0..depth).step_by(PER).zip(to.chunks_exact_mut(LANES)) {
+        let rows: [&[T]; PER] =
+            std::array::from_fn(
+                |i| if l + i < depth { &x[(l + i) * stride + col..][..width] } else { &zeros[..width] },
+            );
+        if width == LANES {
+            for j in 0..LANES {
+                to[j] = unit(std::array::from_fn(|i| rows[i][j]));
+            }
+        } else {
+            for j in 0..width {
+                to[lane + j] = unit(std::array::from_fn(|i| rows[i][j]));
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The inner loop of every large matrix product: one tile of `C = A·B (+ start)` over the whole depth.
+//!
+//! Both operands are made of 32-bit *units* along the depth: one `f32`, or a pair of neighbouring `bf16`. So the two
+//! precisions share layout and loop, and differ in one instruction: a fused multiply-add, or `vdpbf16ps`, which adds
+//! the products of both halves to an `f32`.
+//!
+//! - A lies in rows of units; one unit of a row is broadcast at a time.
+//! - B lies in *panels* of 16 columns: unit l of column j of a panel is at `16·l + j`, so a panel's row is one vector.
+//!
+//! With AVX-512 (32 registers) a tile is 6 rows × 4 panels: 24 sums, 4 vectors of B, and one broadcast, so that each
+//! loaded vector serves 6 multiplications and 24 independent sums hide the latency of 4 to 6 cycles. Where fewer panels
+//! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust.
+
+use std::sync::LazyLock;
+
+/// Columns of a panel.
+pub(crate) const LANES: usize = 16;
+/// Rows of the tallest tile. A may be read, not used, up to a multiple of a tile's rows, so it is padded by so many.
+pub(crate) const MAX_ROWS: usize = 12;
+
+/// What the inputs of a product are rounded to; sums are always `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Inputs as they are.
+    F32,
+    /// Inputs rounded to `bf16`, to nearest with ties to even.
+    BF16,
+}
+
+impl Arithmetic {
+    /// Numbers in one unit.
+    pub(crate) fn per_unit(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::BF16 => 2,
+        }
+    }
+    /// Units that `n` numbers take, the last one padded with zero.
+    pub(crate) fn units(self, n: usize) -> usize {
+        n.div_ceil(self.per_unit())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    Portable,
+}
+
+impl Isa {
+    /// Panels and rows of a tile where so many panels are left.
+    fn tile(self, panels: usize) -> (usize, usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => match panels {
+                1 | 2 => (panels, 12),
+                3 => (3, 6),
+                _ => (4, 6),
+            },
+            Self::Portable => (1, PORTABLE_ROWS),
+        }
+    }
+}
+
+static ISA: LazyLock<Isa> = LazyLock::new(|| {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        return Isa::Avx512;
+    }
+    Isa::Portable
+});
+
+/// Whether this CPU multiplies `bf16` in hardware.
+pub(crate) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = *ISA == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    Zero,
+    /// The same row for every row of C: a bias.
+    Row(&'a [f32]),
+    /// A matrix with rows so many elements apart: a residual stream.
+    Matrix(&'a [f32], usize),
+    /// What C holds.
+    Itself,
+}
+
+/// `C = start + A·B` on this thread: A is `rows` of units, `a_stride` apart; C is `(rows, cols of B)`, rows `c_stride` apart.
+///
+/// B is packed: column j of panel p is column `16·p + j` of B, panels are `b_stride` apart, and of the last one only the
+/// first columns are used. Depth and strides of A and B are in units.
+/// A may be longer than `rows`: it must hold whole tiles, that is `rows` rounded up to [`MAX_ROWS`].
+pub(crate) fn multiply(
+    arithmetic: Arithmetic,
+    (rows, cols, depth): (usize, usize, usize),
+    (a, a_stride): (&[u32], usize),
+    (b, b_stride): (&[u32], usize),
+    start: Start,
+    (c, c_stride): (&mut [f32], usize),
+) {
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    let holds = |len, rows: usize, stride: usize, width: usize| width == 0 || (rows - 1) * stride + width <= len;
+    assert!(holds(a.len(), rows.next_multiple_of(MAX_ROWS), a_stride, depth), "rows of a product out of bounds");
+    assert!(holds(b.len(), cols.div_ceil(LANES), b_stride, LANES * depth), "panels of a product out of bounds");
+    assert!(holds(c.len(), rows, c_stride, cols), "result of a product out of bounds");
+    let c_at = c.as_mut_ptr();
+    let (start, start_stride) = match start {
+        Start::Zero => (std::ptr::null(), 0),
+        Start::Row(row) => (row[..cols].as_ptr(), 0),
+        Start::Matrix(m, stride) => {
+            assert!(holds(m.len(), rows, stride, cols), "start of a product out of bounds");
+            (m.as_ptr(), stride)
+        }
+        Start::Itself => (c_at.cast_const(), c_stride),
+    };
+    let whole =
+        Place { depth, a: a.as_ptr(), a_stride, b: b.as_ptr(), b_stride, start, start_stride, c: c_at, c_stride };
+    let mut panel = 0;
+    let panels = cols.div_ceil(LANES);
+    while panel < panels {
+        let (wide, tall) = ISA.tile(panels - panel);
+        let width = (cols - panel * LANES).min(wide * LANES);
+        for row in (0..rows).step_by(tall) {
+            let (size, place) = ((tall.min(rows - row), width), whole.at(row, panel));
+            // SAFETY: the whole matrices hold what is read and written, as asserted, and so do their parts at
+            // (row, panel); `c` is borrowed mutably, and nothing else refers to it while a tile runs.
+            #[allow(unsafe_code)]
+            unsafe {
+                match (*ISA, arithmetic) {
+                    #[cfg(target_arch = "x86_64")]
+                    (Isa::Avx512, Arithmetic::BF16) if has_bf16() => avx512::bf16(wide, size, place),
+                    #[cfg(target_arch = "x86_64")]
+                    (Isa::Avx512, Arithmetic::F32) => avx512::f32(wide, size, place),
+                    _ => (0..wide).for_each(|p| {
+                        let width = width.saturating_sub(p * LANES).min(LANES);
+                        for row in (0..size.0).step_by(PORTABLE_ROWS) {
+                            let size = (PORTABLE_ROWS.min(size.0 - row), width);
+                            pulp::Arch::new().dispatch(
+                                #[inline(always)]
+                                || portable(arithmetic, size, place.at(row, p)),
+                            );
+                        }
+                    }),
+                }
+            }
+        }
+        panel += wide;
+    }
+}
+
+/// Where a tile reads and writes. Strides are in elements.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Units.
+    depth: usize,
+    a: *const u32,
+    a_stride: usize,
+    b: *const u32,
+    /// From one panel to the next.
+    b_stride: usize,
+    /// What the sums are added to; null for zero.
+    start: *const f32,
+    start_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+}
+
+impl Place {
+    /// The same `rows` further down and `panels` further right.
+    #[inline(always)]
+    fn at(self, rows: usize, panels: usize) -> Self {
+        let start = if self.start.is_null() {
+            self.start
+        } else {
+            self.start.wrapping_add(rows * self.start_stride + panels * LANES)
+        };
+        Self {
+            a: self.a.wrapping_add(rows * self.a_stride),
+            b: self.b.wrapping_add(panels * self.b_stride),
+            start,
+            c: self.c.wrapping_add(rows * self.c_stride + panels * LANES),
+            ..self
+        }
+    }
+}
+
+/// Rows of a tile in plain Rust.
+const PORTABLE_ROWS: usize = 6;
+
+/// Up to 6 rows × 1 panel, in arrays that the compiler keeps in vector registers.
+///
+/// # Safety
+/// The place and size are inside the matrices, whole tiles of A and B included.
+#[inline(always)]
+#[allow(unsafe_code)]
+unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Place) {
+    let mut sums = [[0f32; LANES]; PORTABLE_ROWS];
+    for l in 0..p.depth {
+        // SAFETY: unit l of the panel and of the padded rows of A.
+        let (b, a): ([u32; LANES], [u32; PORTABLE_ROWS]) = unsafe {
+            (p.b.add(l * LANES).cast::<[u32; LANES]>().read(), std::array::from_fn(|i| *p.a.add(i * p.a_stride + l)))
+        };
+        for (sums, a) in sums.iter_mut().zip(a) {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = match arithmetic {
+                    Arithmetic::F32 => f32::from_bits(a).mul_add(f32::from_bits(b), *sum),
+                    Arithmetic::BF16 => {
+                        let high = |x: u32| f32::from_bits(x & 0xFFFF_0000);
+                        let low = |x: u32| f32::from_bits(x << 16);
+                        high(a).mul_add(high(b), low(a).mul_add(low(b), *sum))
+                    }
+                };
+            }
+        }
+    }
+    for (i, sums) in sums.iter().take(rows).enumerate() {
+        for (j, sum) in sums.iter().take(cols).enumerate() {
+            // SAFETY: (i, j) is inside the part of C that is the caller's.
+            unsafe {
+                let start = if p.start.is_null() { 0.0 } else { *p.start.add(i * p.start_stride + j) };
+                *p.c.add(i * p.c_stride + j) = start + sum;
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    //! The tiles in AVX-512. All functions are unsafe for the same reason: `Place` holds raw pointers.
+    #![allow(unsafe_code)]
+
+    use super::{LANES, Place};
+    use std::arch::x86_64::*;
+
+    /// The one instruction in which the precisions differ.
+    trait MultiplyAdd {
+        /// # Safety
+        /// The CPU has the instruction.
+        unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512;
+    }
+    struct F32;
+    impl MultiplyAdd for F32 {
+        #[inline(always)]
+        unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: the caller has AVX-512.
+            unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum) }
+        }
+    }
+    struct Bf16;
+    impl MultiplyAdd for Bf16 {
+        #[inline(always)]
+        unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: the caller has AVX-512-BF16; a 512-bit vector is 32 bf16 as well.
+            unsafe {
+                _mm512_dpbf16_ps(
+                    sum,
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                )
+            }
+        }
+    }
+
+    /// # Safety
+    /// The place and size are inside the matrices, whole tiles of A and B included, and the CPU has AVX-512-BF16.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn bf16(panels: usize, size: (usize, usize), p: Place) {
+        // SAFETY: the caller's promise.
+        unsafe { choose::<Bf16>(panels, size, p) }
+    }
+
+    /// # Safety
+    /// The place and size are inside the matrices, whole tiles of A and B included, and the CPU has AVX-512.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn f32(panels: usize, size: (usize, usize), p: Place) {
+        // SAFETY: the caller's promise.
+        unsafe { choose::<F32>(panels, size, p) }
+    }
+
+    #[inline(always)]
+    unsafe fn choose<T: MultiplyAdd>(panels: usize, size: (usize, usize), p: Place) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match panels {
+                1 => tile::<T, 12, 1>(size, p),
+                2 => tile::<T, 12, 2>(size, p),
+                3 => tile::<T, 6, 3>(size, p),
+                _ => tile::<T, 6, 4>(size, p),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<T: MultiplyAdd, const ROWS: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
+        // SAFETY: what is read of A and B is padded to whole tiles; what is read of `start` and written to C is masked
+        // to rows × cols.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
+            for l in 0..p.depth {
+                let b: [__m512i; PANELS] =
+                    std::array::from_fn(|q| _mm512_loadu_si512(p.b.add(q * p.b_stride + l * LANES).cast()));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = _mm512_set1_epi32((*p.a.add(i * p.a_stride + l)).cast_signed());
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = T::run(*sum, a, b);
+                    }
+                }
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                if i < rows {
+                    for (q, sum) in sums.iter().enumerate() {
+                        let left = cols.saturating_sub(q * LANES);
+                        let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
+                        let mut sum = *sum;
+                        if !p.start.is_null() {
+                            let start = p.start.add(i * p.start_stride).wrapping_add(q * LANES);
+                            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, start));
+                        }
+                        _mm512_mask_storeu_ps(p.c.add(i * p.c_stride).wrapping_add(q * LANES), mask, sum);
+                    }
+                }
+            }
+        }
+    }
+}

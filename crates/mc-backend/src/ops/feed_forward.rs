@@ -1,0 +1,223 @@
+//! The gated feed-forward half of a decoder block as one op: norm, gate and up, their product, down, residual.
+//!
+//! Fused, a block of rows goes through all of it on one thread: no intermediate of the whole batch is written but what
+//! the backward pass needs, and that in the precision of the products.
+
+use super::{
+    Linear, activation,
+    group::{Group, Project, Side, are_few, project_with, rows_at_once},
+    lora, norm,
+};
+use crate::{
+    graft::{Value, graft_with},
+    kernels::{
+        self,
+        operand::{Rows, round, widen},
+        rows,
+        tile::Start,
+    },
+};
+use candle_core::{D, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// `x + down(silu(gate(h))∘up(h))` with `h` the root-mean-square norm of x: the weights of it.
+#[derive(Clone)]
+pub struct FeedForward<'a> {
+    /// The norm's weight, `(d)`, frozen.
+    pub norm: &'a Tensor,
+    /// What is added to the mean of squares.
+    pub eps: f64,
+    /// `d → inner`
+    pub gate: Linear<'a>,
+    /// `d → inner`
+    pub up: Linear<'a>,
+    /// `inner → d`
+    pub down: Linear<'a>,
+    /// What computes the projections instead, if they are more than `gate`, `up` and `down` say; then nothing is fused.
+    pub project: Option<&'a Project<'a>>,
+}
+
+impl std::fmt::Debug for FeedForward<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let linears = [&self.gate, &self.up, &self.down].map(|l| l.weight);
+        f.debug_struct("FeedForward").field("weights", &linears).finish_non_exhaustive()
+    }
+}
+
+/// `x + down(silu(gate(h))∘up(h))` with `h = rms_norm(x)`: x `(…, d)` → `(…, d)` (Shazeer, "GLU Variants Improve
+/// Transformer", 2020). Gradients go to `x` and to the trained parts.
+///
+/// # Errors
+/// If the shapes do not fit each other.
+pub fn feed_forward(x: &Tensor, f: &FeedForward) -> Result<Tensor> {
+    check(x, f)?;
+    if f.project.is_some() || !kernels::serve(x) || !kernels::serve(f.norm) {
+        return unfused(x, f, &FINER);
+    }
+    match (Group::new(&[&f.gate, &f.up])?, Group::new(&[&f.down])?) {
+        (Some(wide), Some(narrow)) => fused(x, f, wide, narrow),
+        _ => unfused(x, f, &FINER),
+    }
+}
+
+/// [`feed_forward`] of plain candle ops.
+pub fn composed(x: &Tensor, f: &FeedForward) -> Result<Tensor> {
+    check(x, f)?;
+    unfused(x, f, &PLAIN)
+}
+
+/// The ops of a block that is not fused.
+struct Ops {
+    norm: fn(&Tensor, &Tensor, f64) -> Result<Tensor>,
+    project: fn(&Tensor, &Linear) -> Result<Tensor>,
+    swiglu: fn(&Tensor, &Tensor) -> Result<Tensor>,
+}
+/// Each takes its own best path.
+const FINER: Ops = Ops { norm: norm::rms_norm, project: lora::project, swiglu: activation::swiglu };
+const PLAIN: Ops =
+    Ops { norm: norm::rms_norm_composed, project: lora::project_composed, swiglu: activation::swiglu_composed };
+
+fn unfused(x: &Tensor, f: &FeedForward, ops: &Ops) -> Result<Tensor> {
+    let h = (ops.norm)(x, f.norm, f.eps)?;
+    let wide = project_with(f.project, Side::In, &[&f.gate, &f.up], &h, ops.project)?;
+    let [gate, up] = wide.as_slice() else { bail!("{} projections for gate and up", wide.len()) };
+    let down = project_with(f.project, Side::Out, &[&f.down], &(ops.swiglu)(gate, up)?, ops.project)?;
+    let [down] = down.as_slice() else { bail!("{} projections for down", down.len()) };
+    x + down
+}
+
+fn check(x: &Tensor, f: &FeedForward) -> Result<()> {
+    let (d, inner) = (x.dim(D::Minus1)?, f.gate.weight.rows());
+    let shape = |l: &Linear| (l.weight.rows(), l.weight.cols());
+    if shape(&f.gate) != (inner, d) || shape(&f.up) != (inner, d) || shape(&f.down) != (d, inner) {
+        let shapes = (shape(&f.gate), shape(&f.up), shape(&f.down));
+        bail!("a feed-forward block of {shapes:?} cannot read {:?}", x.shape())
+    }
+    if f.norm.dims() != [d] {
+        bail!("a norm of {:?} cannot read {:?}", f.norm.shape(), x.shape())
+    }
+    [&f.gate, &f.up, &f.down].into_iter().try_for_each(lora::check_linear)
+}
+
+fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tensor> {
+    let (d, inner, outer, eps) = (wide.inner, narrow.inner, wide.outer, f.eps as f32);
+    let n = x.elem_count() / d.max(1);
+    let (x, weight) = (x.contiguous()?, f.norm.detach().flatten_all()?.to_vec1::<f32>()?);
+    let up_at = wide.outputs().nth(1).map_or(0, |up| up.start);
+    let trained: Vec<&Tensor> =
+        [&f.gate, &f.up, &f.down].into_iter().filter_map(|l| l.lora.as_ref()).flat_map(|l| [l.a, l.b]).collect();
+    let tracked = x.track_op() || trained.iter().any(|t| t.track_op());
+    let x_slice = kernels::slice(&x)?;
+
+    if are_few(n) && !tracked {
+        let mut h = vec![0f32; n * d];
+        rows::rms_norm_rows(&x_slice, &weight, eps, &mut h);
+        let gate_up = wide.few(n, &h, outer);
+        let mut act = vec![0f32; n * inner];
+        for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
+            rows::swiglu_row(&row[..inner], &row[up_at..up_at + inner], act);
+        }
+        let mut y = narrow.few(n, &act, d);
+        y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
+        drop(x_slice);
+        return Tensor::from_vec(y, x.shape(), x.device());
+    }
+
+    let mut y = vec![0f32; n * d];
+    let arithmetic = wide.arithmetic;
+    let (mut h, mut act) = (wide.input_rows(n), narrow.input_rows(n));
+    let mut gate_up = tracked.then(|| Rows::new(arithmetic, n, &[outer]));
+    let (first, second) = (wide.forward(), narrow.forward());
+    let (h_stride, act_stride, at_once) = (h.stride, act.stride, rows_at_once(n));
+    let saved_blocks = Rows::blocks(gate_up.as_mut(), n, at_once);
+    let blocks = y.par_chunks_mut((at_once * d).max(1)).zip(x_slice.par_chunks((at_once * d).max(1)));
+    let rows_of = h
+        .units
+        .par_chunks_mut((at_once * h_stride).max(1))
+        .zip(act.units.par_chunks_mut((at_once * act_stride).max(1)));
+    blocks.zip(rows_of).zip(saved_blocks).for_each(|(((y, x), (h, act)), saved)| {
+        let n = x.len() / d;
+        let mut wide_out = vec![0f32; n * outer];
+        let mut row = vec![0f32; d.max(inner)];
+        for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
+            rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
+            round(arithmetic, &row[..d], 1.0, h);
+        }
+        let start = wide.bias().map_or(Start::Zero, Start::Row);
+        first.run(n, (h, h_stride), start, (&mut wide_out, outer));
+        for (out, act) in wide_out.chunks_exact(outer).zip(act.chunks_exact_mut(act_stride)) {
+            rows::swiglu_row(&out[..inner], &out[up_at..up_at + inner], &mut row[..inner]);
+            round(narrow.arithmetic, &row[..inner], 1.0, act);
+        }
+        saved.fill(&wide_out, outer);
+        second.run(n, (act, act_stride), Start::Matrix(x, d), (y, d));
+        if let Some(bias) = narrow.bias() {
+            y.chunks_exact_mut(d).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+    });
+    drop((first, second, x_slice));
+
+    let Some(gate_up) = gate_up else { return Tensor::from_vec(y, x.shape(), x.device()) };
+    let saved = x.detach();
+    graft_with(&x, &trained, Value::cpu(y, x.shape()), move |g| {
+        let x = kernels::slice(&saved)?;
+        let g_slice = kernels::slice(g)?;
+        let mut dx = vec![0f32; n * d];
+        let (mut g_rows, mut d_wide) = (narrow.gradient_rows(n), wide.gradient_rows(n));
+        let (first, second) = (narrow.backward(true), wide.backward(true));
+        let (g_stride, wide_stride) = (g_rows.stride, d_wide.stride);
+        let blocks = dx.par_chunks_mut((at_once * d).max(1)).enumerate();
+        let rows_of = g_rows
+            .units
+            .par_chunks_mut((at_once * g_stride).max(1))
+            .zip(d_wide.units.par_chunks_mut((at_once * wide_stride).max(1)));
+        blocks.zip(rows_of).for_each(|((block, dx), (g_rows, d_wide))| {
+            let (n, top) = (dx.len() / d, block * at_once);
+            let range = top * d..top * d + dx.len();
+            let (x, g) = (&x[range.clone()], &g_slice[range]);
+            for (g, units) in g.chunks_exact(d).zip(g_rows.chunks_exact_mut(g_stride)) {
+                round(narrow.arithmetic, g, 1.0, units);
+            }
+            let mut d_act = vec![0f32; n * inner];
+            first.run(n, (g_rows, g_stride), Start::Zero, (&mut d_act, inner));
+            let mut row = vec![0f32; outer];
+            for (i, (d_act, units)) in d_act.chunks_exact(inner).zip(d_wide.chunks_exact_mut(wide_stride)).enumerate() {
+                widen(arithmetic, gate_up.row(top + i), &mut row);
+                let (gate, up) = row.split_at_mut(up_at);
+                rows::swiglu_backward_row(&mut gate[..inner], &mut up[..inner], d_act);
+                round(arithmetic, &row, 1.0, units);
+            }
+            second.run(n, (d_wide, wide_stride), Start::Zero, (dx, d));
+            rows::rms_norm_backward_rows(x, &weight, eps, dx);
+            dx.iter_mut().zip(g).for_each(|(dx, g)| *dx += g);
+        });
+        drop((first, second));
+        let mut gradients = wide.gradients(n, &h, None, &d_wide)?;
+        gradients.extend(narrow.gradients(n, &act, None, &g_rows)?);
+        let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
+        Ok((Some(dx), gradients.into_iter().flat_map(|l| [l.a, l.b]).collect()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Weight, ops::Lora};
+    use candle_core::DType;
+    use mc_testkit::{gradcheck, random};
+
+    #[test]
+    fn gradient() {
+        let weight = |seed, shape| Weight::from_tensor(&random(seed, shape, DType::F64)).unwrap();
+        let (gate, up, down) = (weight(1, (5, 3)), weight(2, (5, 3)), weight(3, (3, 5)));
+        let (norm, bias) = (random(4, 3, DType::F64), random(5, 5, DType::F64));
+        let inputs = [random(6, (2, 3, 3), DType::F64), random(7, (2, 3), DType::F64), random(8, (5, 2), DType::F64)];
+        gradcheck("feed_forward", &inputs, |x| {
+            let lora = Some(Lora { a: &x[1], b: &x[2], scale: 1.7, dropout: None });
+            let linear = |weight, bias, lora| Linear { weight, bias, lora };
+            let (gate, up) = (linear(&gate, None, lora), linear(&up, Some(&bias), None));
+            let down = linear(&down, None, None);
+            feed_forward(&x[0], &FeedForward { norm: &norm, eps: 1e-5, gate, up, down, project: None })
+        });
+    }
+}

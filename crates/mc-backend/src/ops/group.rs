@@ -1,0 +1,369 @@
+//! Projections that read the same input, computed as one product, each with its low-rank part inside it.
+//!
+//! The part that LoRA adds, `s·(x·Aᵀ)·Bᵀ`, costs no pass over the output: with `h = s·x·Aᵀ` the whole is
+//! `[x | h]·[W | B]ᵀ`, a product whose depth is longer by the rank. Backward it is the same with the sides exchanged:
+//! with `e = s·g·B` the gradient of the input is `[g | e]·[W ; A]`, and those of A and B are `eᵀ·x` and `gᵀ·h`.
+
+use super::Lora;
+use crate::{
+    Weight,
+    kernels::{
+        self, few,
+        operand::{Matrix, Panels, Part, Rows, round},
+        simd::simd,
+        tile::{Arithmetic, LANES, Start},
+    },
+};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A projection by a frozen matrix, with what an adapter adds: `x·Wᵀ + bias + scale·(dropout(x)·Aᵀ)·Bᵀ`.
+#[derive(Clone, Debug)]
+pub struct Linear<'a> {
+    /// `(out, in)`
+    pub weight: &'a Weight,
+    /// `(out)`, frozen.
+    pub bias: Option<&'a Tensor>,
+    /// The trained part, if there is one.
+    pub lora: Option<Lora<'a>>,
+}
+
+/// Which projections of a half of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Those that read its normalised input: q, k and v, or gate and up.
+    In,
+    /// The one back to the residual stream: o, or down.
+    Out,
+}
+
+/// Computes the projections of one side in place of the op that is given it: their input → one output each.
+pub type Project<'a> = dyn Fn(Side, &Tensor) -> Result<Vec<Tensor>> + 'a;
+
+/// The outputs of one side, by what replaces the projections or one by one.
+pub(super) fn project_with(
+    instead: Option<&Project>,
+    side: Side,
+    linears: &[&Linear],
+    x: &Tensor,
+    project: fn(&Tensor, &Linear) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    match instead {
+        Some(instead) => instead(side, x),
+        None => linears.iter().map(|linear| project(x, linear)).collect(),
+    }
+}
+
+/// Projections side by side: the output of each begins at a multiple of 16 columns.
+pub(super) struct Group {
+    pub(super) arithmetic: Arithmetic,
+    /// Width of the input.
+    pub(super) inner: usize,
+    /// Width of all outputs together.
+    pub(super) outer: usize,
+    /// Width of all low-rank parts together.
+    pub(super) rank: usize,
+    members: Vec<Member>,
+    /// Of width `outer`; empty without any.
+    bias: Vec<f32>,
+}
+
+struct Member {
+    weight: Weight,
+    out: Range<usize>,
+    low: Option<Low>,
+}
+
+struct Low {
+    /// `(rank, in)`
+    a: Vec<f32>,
+    /// `(out, rank)`
+    b: Vec<f32>,
+    scale: f32,
+    ranks: Range<usize>,
+}
+
+/// The gradients of a trained part.
+pub(super) struct LowGradient {
+    /// `(rank, in)`
+    pub(super) a: Tensor,
+    /// `(out, rank)`
+    pub(super) b: Tensor,
+}
+
+impl Group {
+    /// `None` if a matrix is not on the CPU in a dtype of the kernels, or there is dropout.
+    pub(super) fn new(projections: &[&Linear]) -> Result<Option<Self>> {
+        let on_cpu = projections.iter().all(|p| p.weight.elements().is_some());
+        let dropout = projections.iter().any(|p| p.lora.as_ref().is_some_and(|l| l.dropout.is_some()));
+        if !on_cpu || dropout {
+            return Ok(None);
+        }
+        let Some(inner) = projections.first().map(|p| p.weight.cols()) else { return Ok(None) };
+        let rounds = projections.iter().all(|p| p.weight.arithmetic() == Arithmetic::BF16);
+        let arithmetic = if rounds { Arithmetic::BF16 } else { Arithmetic::F32 };
+        let (mut outer, mut rank, mut members) = (0, 0, vec![]);
+        for p in projections {
+            if p.weight.cols() != inner {
+                bail!("projections of widths {inner} and {} do not read the same input", p.weight.cols())
+            }
+            let low = match &p.lora {
+                Some(lora) => {
+                    let (r, numbers) = (lora.a.dim(0)?, |t: &Tensor| t.detach().flatten_all()?.to_vec1::<f32>());
+                    let low = Low {
+                        a: numbers(lora.a)?,
+                        b: numbers(lora.b)?,
+                        scale: lora.scale as f32,
+                        ranks: rank..rank + r,
+                    };
+                    rank += r.next_multiple_of(arithmetic.per_unit());
+                    Some(low)
+                }
+                None => None,
+            };
+            members.push(Member { weight: p.weight.clone(), out: outer..outer + p.weight.rows(), low });
+            outer += p.weight.rows().next_multiple_of(LANES);
+        }
+        let mut bias = vec![];
+        for (p, member) in projections.iter().zip(&members) {
+            if let Some(b) = p.bias {
+                bias.resize(outer, 0.0);
+                bias[member.out.clone()]
+                    .copy_from_slice(&b.detach().to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(Some(Self { arithmetic, inner, outer, rank, members, bias }))
+    }
+
+    /// The columns of each projection's output.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.members.iter().map(|m| m.out.clone())
+    }
+
+    /// The bias of all outputs, if there is any.
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        (!self.bias.is_empty()).then_some(&self.bias)
+    }
+
+    /// Rows for the input and its low-rank parts.
+    pub(super) fn input_rows(&self, n: usize) -> Rows {
+        Rows::new(self.arithmetic, n, &[self.inner, self.rank])
+    }
+
+    /// Rows for the gradient of the output and its low-rank parts.
+    pub(super) fn gradient_rows(&self, n: usize) -> Rows {
+        Rows::new(self.arithmetic, n, &[self.outer, self.rank])
+    }
+
+    /// The product of the forward pass: [`Group::input_rows`] → `(n, outer)`.
+    pub(super) fn forward(&self) -> Stage {
+        let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
+        let mut whole: Vec<Part> = self.weights(|m, elements| Part {
+            depth: 0,
+            col: m.out.start,
+            size: (inner, m.out.len()),
+            matrix: Matrix::new(elements, inner),
+            transposed: true,
+        });
+        let mut low = vec![];
+        for (m, l) in self.low() {
+            let r = l.ranks.len();
+            let matrix = Matrix::f32(&l.a, inner);
+            low.push(Part { depth: 0, col: l.ranks.start, size: (inner, r), matrix, transposed: true });
+            let matrix = Matrix::f32(&l.b, r);
+            let depth = unit(inner) + unit(l.ranks.start);
+            whole.push(Part { depth, col: m.out.start, size: (r, m.out.len()), matrix, transposed: true });
+        }
+        let to = self.members.last().map_or(0, |m| m.out.end);
+        self.stage(inner, to, &low, &whole)
+    }
+
+    /// The product of the backward pass: [`Group::gradient_rows`] → `(n, inner)`, with the part that comes through the
+    /// low-rank parts, or without.
+    pub(super) fn backward(&self, with_low: bool) -> Stage {
+        let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
+        let mut whole: Vec<Part> = self.weights(|m, elements| Part {
+            depth: unit(m.out.start),
+            col: 0,
+            size: (m.out.len(), inner),
+            matrix: Matrix::new(elements, inner),
+            transposed: false,
+        });
+        let mut low = vec![];
+        for (m, l) in self.low() {
+            let r = l.ranks.len();
+            let (matrix, depth) = (Matrix::f32(&l.b, r), unit(m.out.start));
+            low.push(Part { depth, col: l.ranks.start, size: (m.out.len(), r), matrix, transposed: false });
+            let (matrix, depth) = (Matrix::f32(&l.a, inner), unit(self.outer) + unit(l.ranks.start));
+            if with_low {
+                whole.push(Part { depth, col: 0, size: (r, inner), matrix, transposed: false });
+            }
+        }
+        self.stage(self.outer, inner, &low, &whole)
+    }
+
+    /// What comes through the low-rank parts alone: their units of [`Group::gradient_rows`] → `(n, inner)`.
+    pub(super) fn low_backward(&self) -> Panels {
+        let parts = self.low().map(|(_, l)| Part {
+            depth: self.arithmetic.units(l.ranks.start),
+            col: 0,
+            size: (l.ranks.len(), self.inner),
+            matrix: Matrix::f32(&l.a, self.inner),
+            transposed: false,
+        });
+        Panels::pack(self.arithmetic, self.arithmetic.units(self.rank), self.inner, &parts.collect::<Vec<_>>())
+    }
+
+    fn stage(&self, from: usize, to: usize, low: &[Part], whole: &[Part]) -> Stage {
+        let (first, rank) = (self.arithmetic.units(from), self.arithmetic.units(self.rank));
+        let mut scales = vec![0f32; self.rank];
+        self.low().for_each(|(_, l)| scales[l.ranks.clone()].fill(l.scale));
+        Stage {
+            arithmetic: self.arithmetic,
+            first,
+            scales,
+            low: Panels::pack(self.arithmetic, first, self.rank, low),
+            whole: Panels::pack(self.arithmetic, first + rank, to, whole),
+        }
+    }
+
+    fn weights<'a>(&'a self, part: impl Fn(&'a Member, crate::weight::Elements<'a>) -> Part<'a>) -> Vec<Part<'a>> {
+        self.members.iter().filter_map(|m| Some(part(m, m.weight.elements()?))).collect()
+    }
+
+    fn low(&self) -> impl Iterator<Item = (&Member, &Low)> {
+        self.members.iter().filter_map(|m| Some((m, m.low.as_ref()?)))
+    }
+
+    /// The gradients of A and B, member by member, from the rows of `n` inputs and of their outputs' gradients, both
+    /// with their low-rank parts. `dropped` is what the low-rank parts read, where that is not the input.
+    pub(super) fn gradients(
+        &self,
+        n: usize,
+        input: &Rows,
+        dropped: Option<&Rows>,
+        gradient: &Rows,
+    ) -> Result<Vec<LowGradient>> {
+        if self.rank == 0 {
+            return Ok(vec![]);
+        }
+        let (arithmetic, units) = (self.arithmetic, |n| self.arithmetic.units(n));
+        let low = |rows: &Rows, width| Rows::transposed(arithmetic, rows.matrix(units(width)), n, self.rank);
+        let a = tall(&low(gradient, self.outer), self.rank, dropped.unwrap_or(input).matrix(0), (n, self.inner));
+        let b = tall(&low(input, self.inner), self.rank, gradient.matrix(0), (n, self.outer));
+        let device = &candle_core::Device::Cpu;
+        self.low()
+            .map(|(m, l)| {
+                let (r, inner, outer) = (l.ranks.len(), self.inner, self.outer);
+                let da = Tensor::from_slice(&a[l.ranks.start * inner..l.ranks.end * inner], (r, inner), device)?;
+                let db = m.out.clone().flat_map(|o| l.ranks.clone().map(move |r| r * outer + o)).map(|i| b[i]);
+                Ok(LowGradient { a: da, b: Tensor::from_iter(db, device)?.reshape((m.out.len(), r))? })
+            })
+            .collect()
+    }
+
+    /// The forward pass of a few rows, whose cost is reading the matrices: rows of `stride`, nothing rounded.
+    pub(super) fn few(&self, n: usize, x: &[f32], stride: usize) -> Vec<f32> {
+        let mut y = vec![0f32; n * stride];
+        for m in &self.members {
+            let Some(elements) = m.weight.elements() else { continue };
+            let bias = self.bias().map(|b| &b[m.out.clone()]);
+            let low = m.low.as_ref().map(|l| {
+                let mut h = vec![0f32; n * l.ranks.len()];
+                few::times_transposed(n, x, Matrix::f32(&l.a, self.inner), None, None, (&mut h, l.ranks.len(), 0));
+                h.iter_mut().for_each(|h| *h *= l.scale);
+                (h, l)
+            });
+            let low = low.as_ref().map(|(h, l)| few::Low { h, b: &l.b, rank: l.ranks.len() });
+            few::times_transposed(n, x, Matrix::new(elements, self.inner), bias, low, (&mut y, stride, m.out.start));
+        }
+        y
+    }
+}
+
+/// `left·m` where the depth is the long side: left holds `rows` rows of n numbers, m is `(n, cols)` → `(rows, cols)`.
+fn tall(left: &Rows, rows: usize, m: Matrix, (n, cols): (usize, usize)) -> Vec<f32> {
+    /// Columns that one unit of work packs and multiplies.
+    const UNIT: usize = 4 * LANES;
+    let arithmetic = left.arithmetic;
+    let parts: Vec<Vec<f32>> = (0..cols.div_ceil(UNIT))
+        .into_par_iter()
+        .map(|u| {
+            let width = UNIT.min(cols - u * UNIT);
+            let part = Part { depth: 0, col: 0, size: (n, width), matrix: m.from(u * UNIT), transposed: false };
+            let panels = Panels::pack_here(arithmetic, arithmetic.units(n), width, &[part]);
+            let mut c = vec![0f32; rows * width];
+            panels.multiply(rows, left.left(), Start::Zero, (&mut c, width));
+            c
+        })
+        .collect();
+    let mut out = vec![0f32; rows * cols];
+    for (u, part) in parts.iter().enumerate() {
+        let width = part.len() / rows.max(1);
+        for (row, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(width.max(1))) {
+            row[u * UNIT..u * UNIT + width].copy_from_slice(part);
+        }
+    }
+    out
+}
+
+/// A product with its low-rank part, ready to run on blocks of rows from several threads.
+pub(super) struct Stage {
+    arithmetic: Arithmetic,
+    /// Units of a row before its low-rank parts.
+    first: usize,
+    scales: Vec<f32>,
+    low: Panels,
+    whole: Panels,
+}
+
+impl Stage {
+    /// Units of a row before its low-rank parts.
+    pub(super) fn first(&self) -> usize {
+        self.first
+    }
+
+    /// `out = start + rows·…` for `rows` rows of units on this thread; fills their low-rank parts.
+    pub(super) fn run(&self, rows: usize, units: (&mut [u32], usize), start: Start, out: (&mut [f32], usize)) {
+        self.run_on(rows, None, units, start, out);
+    }
+
+    /// As [`Stage::run`], with low-rank parts of other rows than those of `units`, if there are any.
+    pub(super) fn run_on(
+        &self,
+        rows: usize,
+        low: Option<(&[u32], usize)>,
+        (units, stride): (&mut [u32], usize),
+        start: Start,
+        out: (&mut [f32], usize),
+    ) {
+        let rank = self.scales.len();
+        if rank > 0 {
+            let mut h = vec![0f32; rows * rank];
+            self.low.multiply(rows, low.unwrap_or((units, stride)), Start::Zero, (&mut h, rank));
+            for (h, row) in h.chunks_exact_mut(rank).zip(units.chunks_exact_mut(stride)) {
+                simd(
+                    #[inline(always)]
+                    || h.iter_mut().zip(&self.scales).for_each(|(h, s)| *h *= s),
+                );
+                round(self.arithmetic, h, 1.0, &mut row[self.first..]);
+            }
+        }
+        self.whole.multiply(rows, (units, stride), start, out);
+    }
+}
+
+/// Rows that one unit of work takes through a block: as large as possible while all threads have as much to do.
+///
+/// A multiple of a tile's rows. No number depends on it: each is computed whole, in one order, within a unit.
+pub(super) fn rows_at_once(n: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let cost = |rows: usize| n.div_ceil(rows).div_ceil(threads) * (rows + 2);
+    [96, 72, 48, 36, 24, 12].into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(12)
+}
+
+/// Whether so many rows are better read by [`Group::few`].
+pub(super) fn are_few(n: usize) -> bool {
+    n <= kernels::few::FEW
+}
