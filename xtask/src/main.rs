@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 #![allow(clippy::case_sensitive_file_extension_comparisons, reason = "the paths are git's, in their exact case")]
 
+mod bench;
 mod check;
 mod coverage;
 mod golden;
@@ -31,6 +32,8 @@ enum Command {
     Golden(golden::Args),
     /// Measure the line coverage of the tests and fail under a minimum.
     Coverage(coverage::Args),
+    /// Run the benches, or compare speed and memory with the peers.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Golden(args) => golden::run(&args),
         Command::Coverage(args) => coverage::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -164,7 +164,7 @@ fn option_name(field: &str) -> String {
 }
 
 fn help_hint() -> String {
-    const COMMANDS: [&str; 4] = ["finetune", "generate", "eval", "inspect"];
+    const COMMANDS: [&str; 5] = ["finetune", "generate", "eval", "inspect", "bench"];
     match std::env::args().skip(1).find(|a| COMMANDS.contains(&a.as_str())) {
         Some(command) => format!("see metal-candle {command} --help"),
         None => "see metal-candle --help".into(),

@@ -17,6 +17,7 @@ use output::Output;
 use samples::{Asker, Request};
 use serde_json::{Value, json};
 use settings::Settings;
+pub(crate) use settings::targets;
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, everything else to stderr. Exit 0; 2 for a wrong call or input; 1 for a failure.
 
+mod bench;
 mod embedded;
 mod eval;
 mod failure;
@@ -14,7 +15,7 @@ mod report;
 mod source;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 #[cfg(not(target_vendor = "apple"))]
 #[global_allocator]
@@ -40,6 +41,7 @@ enum Command {
     Generate(generate::Args),
     Eval(eval::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     unsafe {
         metal_candle::backend::let_candle_wait_asleep();
     }
+    let start = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return failure::wrong_call(&error),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&global, args),
         Command::Eval(args) => eval::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
+        Command::Bench(args) => bench::run(&global, &args, start),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,19 +22,7 @@ pub(crate) struct Source {
 impl Source {
     /// Opens a directory, a hub id, or the embedded model where there is no name.
     pub(crate) fn open(global: &Global, name: Option<&str>) -> Result<Self> {
-        let dir = match name.filter(|_| !embedded::is_meant(name)) {
-            None => embedded::model(),
-            Some(name) if Path::new(name).is_symlink() && !Path::new(name).exists() => {
-                return Err(wrong(format!("{name} is a link that leads nowhere"), "name the directory of a model"));
-            }
-            Some(name) => open_model(name, &mut report::download(global)).map_err(|e| match e {
-                // One word may be meant as a directory.
-                models::Error::Checkpoint(e) if !name.contains('/') && !Path::new(name).exists() => {
-                    anyhow::Error::new(e).context(format!("no directory `{name}`, and on the hub"))
-                }
-                e => e.into(),
-            })?,
-        };
+        let dir = open_dir(global, name)?;
         let files = tokenizer_files(&dir)?;
         let tokenizer = Tokenizer::from_files(&files)?;
         let chat_template = ChatTemplate::from_files(&files)?;
@@ -86,6 +74,23 @@ impl Source {
     /// The model's name as an adapter records it.
     pub(crate) fn name(&self) -> &str {
         self.dir.name()
+    }
+}
+
+/// Opens the files of a directory, a hub id, or the embedded model where there is no name.
+pub(crate) fn open_dir(global: &Global, name: Option<&str>) -> Result<ModelDir> {
+    match name.filter(|_| !embedded::is_meant(name)) {
+        None => Ok(embedded::model()),
+        Some(name) if Path::new(name).is_symlink() && !Path::new(name).exists() => {
+            Err(wrong(format!("{name} is a link that leads nowhere"), "name the directory of a model"))
+        }
+        Some(name) => open_model(name, &mut report::download(global)).map_err(|e| match e {
+            // One word may be meant as a directory.
+            models::Error::Checkpoint(e) if !name.contains('/') && !Path::new(name).exists() => {
+                anyhow::Error::new(e).context(format!("no directory `{name}`, and on the hub"))
+            }
+            e => e.into(),
+        }),
     }
 }
 

@@ -240,7 +240,7 @@ impl Settings {
 }
 
 /// `q_proj,v_proj` are names; what has other characters is one regular expression, commas and all.
-fn targets(text: &str) -> Result<Vec<TargetModule>> {
+pub(crate) fn targets(text: &str) -> Result<Vec<TargetModule>> {
     let named = text.chars().all(|c| c.is_alphanumeric() || "_-., ".contains(c));
     let parts: Vec<_> = if named { text.split(',').map(str::trim).collect() } else { vec![text] };
     Ok(parts.into_iter().map(str::parse).collect::<Result<_, _>>()?)

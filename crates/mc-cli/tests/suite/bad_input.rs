@@ -116,6 +116,7 @@ fn options() {
         call(&format!("finetune --model model --data data.jsonl --output out {args}"), message)
     };
     let generate = |args: &str, message: &'static str| call(&format!("{GENERATE} {args}"), message);
+    let bench = |args: &str, message: &'static str| call(&format!("bench --model model {args}"), message);
     check(vec![
         call("finetune --stepss 3", "unexpected argument '--stepss'"),
         call("tune", "unrecognized subcommand 'tune'"),
@@ -181,6 +182,29 @@ fn options() {
         generate("--stop ''", "`--stop` is an empty text"),
         call("eval --model model --data data.jsonl --batch-size 0", "'0' for '--batch-size <"),
         call("eval --model model --data data.jsonl --max-seq-len 0", "`--max-seq-len` is 0"),
+        bench("--prompt 0", "'0' for '--prompt <"),
+        bench("--prompt -1", "unexpected argument '-1'"),
+        bench("--gen 0", "'0' for '--gen <"),
+        bench("--gen 99999999999", "99999999999 is not in"),
+        bench("--repeat 0", "'0' for '--repeat <"),
+        bench("--prompt 1000 --gen 100", "`--prompt` and `--gen` make 1099 tokens to read, expected at most 1024"),
+        bench("--prompt 4294967295 --gen 4294967295", "expected at most 1024"),
+        bench("--train --batch 0", "'0' for '--batch <"),
+        bench("--train --batch 100000", "100000"),
+        bench("--train --seq 0", "'0' for '--seq <"),
+        bench("--train --seq 1025", "`--seq` is 1025 tokens to read, expected at most 1024"),
+        bench("--train --rank 0", "`--rank` is 0, expected 1 to 65536"),
+        bench("--train --target foo_proj", "`--target`: `foo_proj` matches none of the model's projections"),
+        bench("--train --target (q_proj", "`--target` is no regular expression"),
+        bench("--train --prompt 8", "'--train' cannot be used with '--prompt <N>'"),
+        bench("--train --gen 8", "'--train' cannot be used with '--gen <N>'"),
+        bench("--train --without-cache", "'--train' cannot be used with '--without-cache'"),
+        bench("--batch 2", "required arguments were not provided: --train"),
+        bench("--seq 2", "required arguments were not provided: --train"),
+        bench("--rank 2", "required arguments were not provided: --train"),
+        bench("--target q_proj", "required arguments were not provided: --train"),
+        bench("--grad-checkpoint", "required arguments were not provided: --train"),
+        call("bench --model nowhere", "no directory `nowhere`"),
     ]);
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
 mod bad_input;
+mod bench;
 mod finetune;
 #[cfg(unix)]
 mod interrupted;

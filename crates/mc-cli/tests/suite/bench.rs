@@ -1,0 +1,76 @@
+//! `bench`: what it tells a script, and that what it times is the work.
+
+use crate::place::{Place, Run};
+use serde_json::Value;
+
+fn bench(place: &Place, args: &str) -> Value {
+    place.run(&format!("bench --model model --repeat 3 --json {args}")).ok().json().remove(0)
+}
+
+/// The median of a speed, in the middle of its range.
+#[track_caller]
+fn speed(report: &Value, key: &str) -> f64 {
+    let median = report[format!("{key}_tokens_per_second")].as_f64().unwrap();
+    let range = |i: usize| report[format!("{key}_range")][i].as_f64().unwrap();
+    assert!(0.0 < range(0) && range(0) <= median && median <= range(1), "{report}");
+    median
+}
+
+#[test]
+fn generation_is_timed() {
+    let place = Place::new();
+    let report = bench(&place, "--prompt 64 --gen 24");
+    speed(&report, "prefill");
+    speed(&report, "decode");
+    assert!(report["train_tokens_per_second"].is_null() && report["cache"] == true, "{report}");
+    assert!(report["first_token_seconds"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["peak_memory_bytes"].as_u64().is_none_or(|n| n > 1 << 20), "{report}");
+    let only_prompt = bench(&place, "--prompt 64 --gen 1");
+    speed(&only_prompt, "prefill");
+    assert!(only_prompt["decode_tokens_per_second"].is_null(), "{only_prompt}");
+}
+
+#[test]
+fn the_cache_is_worth_something() {
+    let place = Place::new();
+    let with = speed(&bench(&place, "--prompt 200 --gen 9"), "decode");
+    let report = bench(&place, "--prompt 200 --gen 9 --without-cache");
+    let without = speed(&report, "decode");
+    assert_eq!(report["cache"], false);
+    assert!(with > 2.0 * without, "{with} tokens/s with the cache, {without} without");
+}
+
+#[test]
+fn training_is_timed_and_trains() {
+    let place = Place::new();
+    let args = "--train --batch 2 --seq 24 --rank 4 --target q_proj,v_proj";
+    let report = bench(&place, args);
+    speed(&report, "train");
+    assert!(report["prefill_tokens_per_second"].is_null(), "{report}");
+    let loss = |report: &Value, key: &str| report[key].as_f64().unwrap();
+    assert!(loss(&report, "last_loss") < loss(&report, "first_loss"), "{report}");
+    // The first loss is that of the untouched model: it knows no rank. The tokens follow from the seed.
+    let other = |args: &str| loss(&bench(&place, args), "first_loss");
+    assert_eq!(loss(&report, "first_loss"), other(&args.replace("--rank 4", "--rank 2")));
+    assert_ne!(loss(&report, "first_loss"), other(&format!("{args} --seed 1")));
+    // Checkpointing changes the memory, not the result.
+    let checkpointed = bench(&place, &format!("{args} --grad-checkpoint"));
+    assert!((loss(&checkpointed, "last_loss") - loss(&report, "last_loss")).abs() < 1e-5, "{checkpointed}");
+}
+
+#[test]
+fn a_person_reads_a_table_and_progress_is_apart() {
+    let place = Place::new();
+    // No tokenizer is needed.
+    std::fs::remove_file(place.path("model/tokenizer.json")).unwrap();
+    let call = "bench --model model --repeat 2 --prompt 8 --gen 4 --threads 1";
+    let run = place.run(call).ok();
+    for line in ["prefill of 8 tokens ", "decode of 4 tokens ", "start to first token ", "1 threads"] {
+        assert!(run.stdout.contains(line), "{}", run.stdout);
+    }
+    assert!(run.stderr.contains("run 2/2: prefill ") && !run.stdout.contains("run 2/2"), "{}", run.stderr);
+    let quiet: Run = place.run(&format!("{call} --quiet")).ok();
+    assert_eq!(quiet.stderr, "");
+    let train = place.run("bench --model model --repeat 1 --train --batch 1 --seq 8").ok();
+    assert!(train.stdout.contains("training on 1 × 8 tokens ") && train.stdout.contains("loss, first"), "{train:?}");
+}
