@@ -73,6 +73,20 @@ impl Decoder {
         let sites = blocks.iter().flat_map(Block::sites).cloned().collect();
         Ok(Self { device: device.clone(), dtype: activations, embed_tokens, blocks, norm, lm_head, sites, config })
     }
+
+    /// The model as another device would hold it: activations, biases and matrices are plain tensors of `dtype`. On the
+    /// CPU each op then takes its composed path, which is how tests see what such a device runs.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn plain(mut self, dtype: DType) -> candle_core::Result<Self> {
+        self.dtype = dtype;
+        self.embed_tokens = self.embed_tokens.plain(dtype)?;
+        self.lm_head = self.lm_head.map(|head| head.plain(dtype)).transpose()?;
+        self.norm = self.norm.to_dtype(dtype)?;
+        self.blocks.iter_mut().try_for_each(|block| block.make_plain(dtype))?;
+        Ok(self)
+    }
 }
 
 struct Loading<'a> {
