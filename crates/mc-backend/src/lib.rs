@@ -11,6 +11,7 @@
 // `#[inline(always)]` is how the kernels come to be compiled for each instruction set: see `kernels::simd`.
 #![allow(clippy::inline_always)]
 
+mod causal_mask;
 pub mod device;
 mod graft;
 mod kernels;

@@ -128,11 +128,11 @@ fn ceilings() {
     let check = |what, found: Dispatches, ceiling| {
         assert_eq!(found, ceiling, "{what}: a ceiling may fall, and is then lowered here, and never rises");
     };
-    check("a token", dispatches(|blocks| decode(blocks, None)), Dispatches { once: 15, per_block: 79 });
+    check("a token", dispatches(|blocks| decode(blocks, None)), Dispatches { once: 8, per_block: 38 });
     check(
         "a token with an adapter",
         dispatches(|blocks| decode(blocks, Some(&freeze))),
-        Dispatches { once: 15, per_block: 121 },
+        Dispatches { once: 8, per_block: 80 },
     );
-    check("a training step", dispatches(train), Dispatches { once: 52, per_block: 389 });
+    check("a training step", dispatches(train), Dispatches { once: 45, per_block: 321 });
 }
