@@ -66,12 +66,8 @@ impl Block {
         self.qkv.iter().chain(&self.o_proj).chain(&self.gate_up).chain(&self.down_proj)
     }
 
-    /// Norms, biases and matrices as plain tensors of `dtype`.
+    /// Makes biases and matrices plain tensors of `dtype`.
     pub(crate) fn make_plain(&mut self, dtype: DType) -> Result<()> {
-        let norms = [&mut self.input_layernorm, &mut self.post_attention_layernorm];
-        for norm in norms.into_iter().chain(&mut self.q_norm).chain(&mut self.k_norm) {
-            *norm = norm.to_dtype(dtype)?;
-        }
         let groups = self.qkv.iter_mut().chain(&mut self.o_proj).chain(&mut self.gate_up).chain(&mut self.down_proj);
         for projection in groups {
             projection.weight = projection.weight.plain(dtype)?;
