@@ -23,6 +23,7 @@ pub mod tensor;
 pub mod weight;
 
 pub use device::DeviceExt;
+pub use graft::backward;
 pub use memory::peak_memory_bytes;
 pub use pool::let_candle_wait_asleep;
 pub use random::{Purpose, Stream};
