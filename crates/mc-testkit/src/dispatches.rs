@@ -26,12 +26,14 @@ thread_local! {
 // touching it neither allocates nor fails.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for CountingAllocator {
+    // SAFETY: what the caller promises is what the system's allocator asks for.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout);
-        // SAFETY: the caller's promise is the one that the system's allocator asks for.
+        // SAFETY: as above.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: what the caller promises is what the system's allocator asks for.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout);
         // SAFETY: as above.
@@ -39,11 +41,13 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     // A buffer that grows is still the same one.
+    // SAFETY: what the caller promises is what the system's allocator asks for.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
+    // SAFETY: what the caller promises is what the system's allocator asks for.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
@@ -62,16 +66,12 @@ fn count(layout: Layout) {
 /// When [`CountingAllocator`] is not the global allocator.
 #[track_caller]
 pub fn count_dispatches<T>(run: impl FnOnce() -> T) -> (T, usize) {
-    let counted = |run: &mut dyn FnMut()| {
-        let before = BUFFERS.get();
-        run();
-        BUFFERS.get() - before
-    };
-    let one = counted(&mut || drop(std::hint::black_box(vec![1f32])));
-    assert_eq!(one, 1, "CountingAllocator is not the #[global_allocator] of this test");
-    let (mut run, mut result) = (Some(run), None);
-    let dispatches = counted(&mut || result = run.take().map(|run| run()));
-    (result.unwrap_or_else(|| unreachable!("it ran")), dispatches)
+    let before = BUFFERS.get();
+    drop(std::hint::black_box(vec![1f32]));
+    assert_eq!(BUFFERS.get() - before, 1, "CountingAllocator is not the #[global_allocator] of this test");
+    let before = BUFFERS.get();
+    let result = run();
+    (result, BUFFERS.get() - before)
 }
 
 #[cfg(test)]
