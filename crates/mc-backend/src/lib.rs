@@ -11,6 +11,7 @@
 // `#[inline(always)]` is how the kernels come to be compiled for each instruction set: see `kernels::simd`.
 #![allow(clippy::inline_always)]
 
+mod causal_mask;
 pub mod device;
 mod graft;
 mod kernels;
@@ -22,6 +23,7 @@ pub mod tensor;
 pub mod weight;
 
 pub use device::DeviceExt;
+pub use graft::backward;
 pub use kernels::tile::Arithmetic;
 pub use memory::peak_memory_bytes;
 pub use pool::let_candle_wait_asleep;

@@ -112,6 +112,15 @@ impl Weight {
         Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data })
     }
 
+    /// The same matrix as a plain tensor of `dtype`, which is how other devices hold it: on the CPU no kernel reads it,
+    /// and the composed ops read it without a copy.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn plain(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { dtype, data: Data::Tensor(self.to_tensor(dtype)?), ..self.clone() })
+    }
+
     /// Number of rows: of a projection the width of its output.
     pub fn rows(&self) -> usize {
         self.rows

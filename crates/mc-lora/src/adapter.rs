@@ -96,7 +96,7 @@ impl LoRAAdapter {
         let frozen = |(index, layer): (usize, &Option<LoRALayer>)| {
             let (Some(layer), Some(projection)) = (layer, model.projection(index)) else { return Ok(None) };
             same_place(layer.path(), projection)?;
-            Ok(Some((layer.path().to_string(), layer.terms(&projection.weight)?.copied()?)))
+            Ok(Some((layer.path().to_string(), layer.terms(&projection.weight)?.copied(model.dtype())?)))
         };
         let layers = self.layers.iter().enumerate().map(frozen).collect::<candle_core::Result<_>>()?;
         Ok(FrozenAdapter { layers })

@@ -174,10 +174,12 @@ impl Terms {
         Self { a: self.a.detach(), b: self.b.detach(), scale: self.scale, row_scale }
     }
 
-    /// The same values without a graph, in memory of their own.
-    pub(crate) fn copied(&self) -> candle_core::Result<Self> {
+    /// The same values without a graph, in memory of their own; the matrices in the dtype of activations, so that no pass
+    /// has to round them.
+    pub(crate) fn copied(&self, dtype: DType) -> candle_core::Result<Self> {
         let row_scale = self.row_scale.as_ref().map(|t| t.detach().copy()).transpose()?;
-        Ok(Self { a: self.a.detach().copy()?, b: self.b.detach().copy()?, scale: self.scale, row_scale })
+        let copied = |t: &Tensor| if t.dtype() == dtype { t.detach().copy() } else { t.detach().to_dtype(dtype) };
+        Ok(Self { a: copied(&self.a)?, b: copied(&self.b)?, scale: self.scale, row_scale })
     }
 
     /// What they add, said for a fused block: with DoRA it is more than a low-rank part.

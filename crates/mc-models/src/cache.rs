@@ -1,6 +1,7 @@
 //! Keys and values of the tokens a model has read.
 //!
-//! One buffer per layer, `(b, capacity, kv_heads, head_dim)`: only the grouped heads are stored, and growing doubles it.
+//! One buffer per layer, `(b, kv_heads, capacity, head_dim)`: only the grouped heads are stored, and growing doubles it.
+//! Each head's tokens lie one after the other, so that a product of matrices can read them where they are.
 //! Between passes all layers hold the same tokens; a pass that finds it otherwise is refused.
 
 use crate::ModelConfig;
@@ -64,7 +65,7 @@ impl KVCache {
         if config.batch_size == 0 || capacity == 0 {
             bail!("a cache needs a batch size and a capacity of at least 1, got {config:?}")
         }
-        let shape = (config.batch_size, capacity, model.num_key_value_heads, model.head_dim);
+        let shape = (config.batch_size, model.num_key_value_heads, capacity, model.head_dim);
         check_size(model.num_hidden_layers, shape, dtype)?;
         let layer =
             || Ok(Layer { k: Tensor::zeros(shape, dtype, device)?, v: Tensor::zeros(shape, dtype, device)?, len: 0 });
@@ -125,7 +126,8 @@ impl KVCache {
         self.layers.get(layer).map_or(0, |l| l.len)
     }
 
-    /// Appends k and v `(b, t, kv_heads, d)` to a layer; returns views of all its keys and values.
+    /// Appends k and v `(b, t, kv_heads, d)` to a layer; returns views `(b, tokens, kv_heads, d)` of all
+    /// its keys and values.
     pub(crate) fn append(&mut self, index: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (max_length, layers) = (self.config.max_length, self.layers.len());
         if index >= layers {
@@ -141,7 +143,7 @@ impl KVCache {
             }
         }
         let layer = &mut self.layers[index];
-        let (cache_b, capacity, cache_heads, cache_d) = layer.k.dims4()?;
+        let (cache_b, cache_heads, capacity, cache_d) = layer.k.dims4()?;
         if (b, heads, d) != (cache_b, cache_heads, cache_d) {
             bail!("keys {:?} do not fit a cache of {:?}", k.shape(), layer.k.shape())
         }
@@ -151,27 +153,30 @@ impl KVCache {
         }
         if len > capacity {
             let capacity = len.max(2 * capacity).min(max_length);
-            check_size(layers, (b, capacity, heads, d), layer.k.dtype())?;
+            check_size(layers, (b, heads, capacity, d), layer.k.dtype())?;
             let grow = |buffer: &Tensor| {
-                let grown = Tensor::zeros((b, capacity, heads, d), buffer.dtype(), buffer.device())?;
+                let grown = Tensor::zeros((b, heads, capacity, d), buffer.dtype(), buffer.device())?;
                 if before > 0 {
-                    grown.slice_set(&buffer.narrow(1, 0, before)?.contiguous()?, 1, 0)?;
+                    grown.slice_set(&buffer.narrow(2, 0, before)?.contiguous()?, 2, 0)?;
                 }
                 Ok::<_, candle_core::Error>(grown)
             };
             // Both or neither: their capacities must stay equal.
             (layer.k, layer.v) = (grow(&layer.k)?, grow(&layer.v)?);
         }
-        layer.k.slice_set(&k.detach().contiguous()?, 1, layer.len)?;
-        layer.v.slice_set(&v.detach().contiguous()?, 1, layer.len)?;
+        // Of a single token this is no copy.
+        let by_head = |x: &Tensor| x.detach().transpose(1, 2)?.contiguous();
+        layer.k.slice_set(&by_head(k)?, 2, layer.len)?;
+        layer.v.slice_set(&by_head(v)?, 2, layer.len)?;
         layer.len = len;
-        Ok((layer.k.narrow(1, 0, len)?, layer.v.narrow(1, 0, len)?))
+        let by_token = |buffer: &Tensor| buffer.narrow(2, 0, len)?.transpose(1, 2);
+        Ok((by_token(&layer.k)?, by_token(&layer.v)?))
     }
 }
 
 /// Refuses keys and values of `layers` whose size exceeds [`MAX_BYTES`].
-fn check_size(layers: usize, (b, capacity, heads, d): (usize, usize, usize, usize), dtype: DType) -> Result<()> {
-    let factors = [2, layers, b, capacity, heads, d, dtype.size_in_bytes()];
+fn check_size(layers: usize, (b, heads, capacity, d): (usize, usize, usize, usize), dtype: DType) -> Result<()> {
+    let factors = [2, layers, b, heads, capacity, d, dtype.size_in_bytes()];
     match factors.into_iter().try_fold(1usize, usize::checked_mul) {
         Some(bytes) if bytes <= MAX_BYTES => Ok(()),
         _ => bail!("a cache for {b} rows of {capacity} tokens in {layers} layers exceeds 1 TiB"),

@@ -46,11 +46,11 @@ impl Decoder {
         for index in 0..c.num_hidden_layers {
             let at = |name: &str| format!("model.layers.{index}.{name}");
             let head_norm = |loading: &Loading, name: &str| {
-                c.qk_norm.then(|| loading.tensor(&at(&format!("self_attn.{name}.weight")), head_dim)).transpose()
+                c.qk_norm.then(|| loading.norm(&at(&format!("self_attn.{name}.weight")), head_dim)).transpose()
             };
             blocks.push(Block {
                 index,
-                input_layernorm: loading.tensor(&at("input_layernorm.weight"), hidden)?,
+                input_layernorm: loading.norm(&at("input_layernorm.weight"), hidden)?,
                 qkv: [
                     loading.projection(at("self_attn.q_proj"), (q_width, hidden), c.qkv_bias)?,
                     loading.projection(at("self_attn.k_proj"), (kv_width, hidden), c.qkv_bias)?,
@@ -59,7 +59,7 @@ impl Decoder {
                 q_norm: head_norm(&loading, "q_norm")?,
                 k_norm: head_norm(&loading, "k_norm")?,
                 o_proj: [loading.projection(at("self_attn.o_proj"), (hidden, q_width), c.o_bias)?],
-                post_attention_layernorm: loading.tensor(&at("post_attention_layernorm.weight"), hidden)?,
+                post_attention_layernorm: loading.norm(&at("post_attention_layernorm.weight"), hidden)?,
                 gate_up: [
                     loading.projection(at("mlp.gate_proj"), (c.intermediate_size, hidden), c.mlp_bias)?,
                     loading.projection(at("mlp.up_proj"), (c.intermediate_size, hidden), c.mlp_bias)?,
@@ -69,12 +69,25 @@ impl Decoder {
                 window: c.sliding_windows[index],
             });
         }
-        let norm = loading.tensor("model.norm.weight", hidden)?;
+        let norm = loading.norm("model.norm.weight", hidden)?;
         // A file that does not say whether the head is tied says it by leaving the head out.
         let tied = c.tie_word_embeddings.unwrap_or_else(|| !source.contains(HEAD));
         let lm_head = if tied { None } else { Some(loading.weight(HEAD, (c.vocab_size, hidden))?) };
         let sites = blocks.iter().flat_map(Block::sites).cloned().collect();
         Ok(Self { device: device.clone(), dtype: activations, embed_tokens, blocks, norm, lm_head, sites, config })
+    }
+
+    /// The model as another device would hold it: activations, biases and matrices are plain tensors of `dtype`. On the
+    /// CPU each op then takes its composed path, which is how tests see what such a device runs.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn plain(mut self, dtype: DType) -> candle_core::Result<Self> {
+        self.dtype = dtype;
+        self.embed_tokens = self.embed_tokens.plain(dtype)?;
+        self.lm_head = self.lm_head.map(|head| head.plain(dtype)).transpose()?;
+        self.blocks.iter_mut().try_for_each(|block| block.make_plain(dtype))?;
+        Ok(self)
     }
 }
 
@@ -95,13 +108,18 @@ impl Loading<'_> {
         Ok(if weight.dtype() == DType::BF16 { weight.with_arithmetic(self.arithmetic) } else { weight })
     }
 
-    fn tensor(&self, name: &str, width: usize) -> Result<Tensor> {
+    fn bias(&self, name: &str, width: usize) -> Result<Tensor> {
         Ok(self.source.tensor(name, &[width], self.device, self.activations)?)
+    }
+
+    /// In `f32`, in which norms are computed.
+    fn norm(&self, name: &str, width: usize) -> Result<Tensor> {
+        Ok(self.source.tensor(name, &[width], self.device, DType::F32)?)
     }
 
     fn projection(&mut self, path: String, (out, inner): (usize, usize), bias: bool) -> Result<Projection> {
         let weight = self.weight(&format!("{path}.weight"), (out, inner))?;
-        let bias = bias.then(|| self.tensor(&format!("{path}.bias"), out)).transpose()?;
+        let bias = bias.then(|| self.bias(&format!("{path}.bias"), out)).transpose()?;
         let site = Site { index: self.sites, path, in_features: inner, out_features: out };
         self.sites += 1;
         Ok(Projection { site, weight, bias })

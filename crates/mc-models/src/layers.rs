@@ -1,7 +1,7 @@
 //! One block of a decoder: norm → attention → norm → gated feed-forward, each added to the residual stream.
 
 use crate::{Addition, ModelConfig, Pass, Projection, model::Site};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use mc_backend::ops::{self, Attention, FeedForward, Rope, SelfAttention, Side};
 use std::{ops::Range, sync::Arc};
 
@@ -87,6 +87,18 @@ impl Block {
 
     pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
         self.qkv.iter().chain(&self.o_proj).chain(&self.gate_up).chain(&self.down_proj)
+    }
+
+    /// Makes biases and matrices plain tensors of `dtype`.
+    pub(crate) fn make_plain(&mut self, dtype: DType) -> Result<()> {
+        let groups = self.qkv.iter_mut().chain(&mut self.o_proj).chain(&mut self.gate_up).chain(&mut self.down_proj);
+        for projection in groups {
+            projection.weight = projection.weight.plain(dtype)?;
+            if let Some(bias) = &mut projection.bias {
+                *bias = bias.to_dtype(dtype)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn sites(&self) -> impl Iterator<Item = &Site> {

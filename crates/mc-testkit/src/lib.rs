@@ -5,11 +5,13 @@
 
 mod close;
 mod devices;
+mod dispatches;
 pub mod golden;
 mod gradcheck;
 mod random;
 
 pub use close::{Tolerance, assert_close, cosine, max_abs_diff};
 pub use devices::{devices, run_on_each_device};
+pub use dispatches::{CountingAllocator, count_dispatches};
 pub use gradcheck::{gradcheck, gradcheck_with};
 pub use random::{random, random_range};

@@ -143,6 +143,13 @@ impl AdamW {
         self.restore(next?)
     }
 
+    /// A step as on other devices, also on the CPU.
+    #[cfg(test)]
+    pub(crate) fn step_composed(&mut self, gradient: &Tensor, scale: f64) -> Result<()> {
+        let update = Update::new(&self.config, self.state.t + 1, scale);
+        self.restore(update.composed(&self.state, gradient)?)
+    }
+
     pub(crate) fn state(&self) -> &State {
         &self.state
     }

@@ -35,7 +35,7 @@ pub fn backward(what: &Differentiated, batch: &Batch) -> Result<(Tensor, GradSto
     }
     let loss = what.loss(&x, batch)?;
     drop(x);
-    let grads = loss.backward()?;
+    let grads = mc_backend::backward(&loss)?;
     Ok((loss.detach(), grads))
 }
 
@@ -74,7 +74,7 @@ pub fn checkpointed_backward(
             loss = Some(value.detach());
             value
         };
-        let mut found = seed.backward()?;
+        let mut found = mc_backend::backward(&seed)?;
         gradient = found.remove(&x);
         for (_, var) in variables {
             if let Some(g) = found.remove(var) {

@@ -25,6 +25,8 @@ mod backward;
 mod batch;
 mod config;
 mod data;
+#[cfg(test)]
+mod dispatches;
 mod error;
 mod evaluate;
 mod fingerprint;

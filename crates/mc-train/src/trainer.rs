@@ -458,17 +458,22 @@ impl Order {
     }
 }
 
-/// The loss and the norm of the gradient, with one wait for the device.
+/// The loss and the norm of the gradient.
 fn read(loss: &Tensor, gradient: &Tensor) -> candle_core::Result<(f64, f64)> {
-    let loss = loss.to_dtype(DType::F32)?;
-    if gradient.device().is_cpu() {
-        // Candle's sum on the CPU adds in f32, one after the other.
-        let square = |g: &f32| f64::from(*g) * f64::from(*g);
-        let sum = gradient.to_vec1::<f32>()?.iter().map(square).sum::<f64>();
-        // As on other devices: squares that f32 cannot hold would stay in the optimizer's moments for ever.
-        let norm = if sum > f64::from(f32::MAX) { f64::INFINITY } else { sum.sqrt() };
-        return Ok((loss.to_scalar::<f32>()?.into(), norm));
+    if !gradient.device().is_cpu() {
+        return read_at_once(loss, gradient);
     }
+    // Candle's sum on the CPU adds in f32, one after the other.
+    let square = |g: &f32| f64::from(*g) * f64::from(*g);
+    let sum = gradient.to_vec1::<f32>()?.iter().map(square).sum::<f64>();
+    // As on other devices: squares that f32 cannot hold would stay in the optimizer's moments for ever.
+    let norm = if sum > f64::from(f32::MAX) { f64::INFINITY } else { sum.sqrt() };
+    Ok((loss.to_dtype(DType::F32)?.to_scalar::<f32>()?.into(), norm))
+}
+
+/// [`read`] with one wait for the device.
+pub(crate) fn read_at_once(loss: &Tensor, gradient: &Tensor) -> candle_core::Result<(f64, f64)> {
+    let loss = loss.to_dtype(DType::F32)?;
     let both = Tensor::stack(&[loss, gradient.sqr()?.sum_all()?], 0)?.to_vec1::<f32>()?;
     Ok((both[0].into(), f64::from(both[1]).sqrt()))
 }

@@ -30,9 +30,18 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// [`swiglu`] of plain candle ops.
+/// [`swiglu`] of candle's ops.
 pub fn swiglu_composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
+    let saved = (gate.detach(), up.detach());
+    let y = (saved.0.silu()? * &saved.1)?;
+    let product = y.clone();
+    graft([gate, up], Value::Tensor(y), move |g| {
+        let (gate, up) = &saved;
+        let sigmoid = candle_nn::ops::sigmoid(gate)?;
+        // The derivative of gate·σ is σ + gate·σ·(1 − σ).
+        let d_gate = ((&product + (&sigmoid * (up - &product)?)?)? * g)?;
+        Ok([Some(d_gate), Some(((gate * sigmoid)? * g)?)])
+    })
 }
 
 /// `x·Φ(x)` with the normal distribution function Φ, exactly, not by tanh (Hendrycks and Gimpel, 2016).

@@ -2,6 +2,7 @@
 
 use super::group::are_few;
 use crate::{
+    causal_mask::causal_mask,
     graft::{Value, graft},
     kernels::{
         self,
@@ -9,7 +10,7 @@ use crate::{
         tile::Arithmetic,
     },
 };
-use candle_core::{CpuStorage, D, DType, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, Device, Result, Storage, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
 /// Which keys a query sees, and how scores are scaled.
@@ -75,77 +76,142 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
 /// Queries that the composed path scores at once.
 const TILE: usize = 128;
 
-/// [`attention`] of plain candle ops, in tiles of 128 queries; the backward pass computes probabilities again.
+/// [`attention`] of candle's ops, in tiles of 128 queries; the backward pass computes probabilities again.
 pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
     let shape = check(q, k, v, how)?;
-    let (plain_q, plain_k, plain_v) = (q.detach(), k.detach(), v.detach());
-    let mut tiles = vec![];
-    for from in (0..shape.queries).step_by(TILE) {
-        let (p, _) = probabilities(&shape, &plain_q, &plain_k, from)?;
-        tiles.push(merge(&shape, &p.to_dtype(v.dtype())?.matmul(&by_head(&plain_v)?)?)?);
-    }
-    let out = Tensor::cat(&tiles, 1)?;
+    let saved = [q.detach(), k.detach(), v.detach()];
+    let out = {
+        let (keys, values) = (by_head(&saved[1])?, by_head(&saved[2])?);
+        let tile = |tile: Tile| {
+            let p = tile.probabilities(&shape, &tile.split(&shape, &saved[0])?, &tile.seen(&keys)?)?;
+            merge(&shape, &p.to_dtype(v.dtype())?.matmul(&tile.seen(&values)?)?)
+        };
+        Tensor::cat(&tiles(&shape).map(tile).collect::<Result<Vec<_>>>()?, 1)?
+    };
     graft([q, k, v], Value::Tensor(out), move |g| {
-        let (q, k, v) = (&plain_q, &plain_k, &plain_v);
+        let [q, k, v] = &saved;
         let (keys, values) = (by_head(k)?, by_head(v)?);
-        let (mut dq, mut dk, mut dv) = (vec![], keys.zeros_like()?, values.zeros_like()?);
-        for from in (0..shape.queries).step_by(TILE) {
-            let (p, rows) = probabilities(&shape, q, k, from)?;
-            let g = split(&shape, g, from)?;
-            dv = (dv + p.to_dtype(g.dtype())?.transpose(2, 3)?.contiguous()?.matmul(&g)?)?;
-            let dp = g.matmul(&values.transpose(2, 3)?.contiguous()?)?.to_dtype(p.dtype())?;
+        let mut dq = vec![];
+        let (mut dk, mut dv) = (Sum::default(), Sum::default());
+        // The last tile sees the most keys, each before it at most as many.
+        for tile in tiles(&shape).collect::<Vec<_>>().into_iter().rev() {
+            let (rows, g, keys) = (tile.split(&shape, q)?, tile.split(&shape, g)?, tile.seen(&keys)?);
+            let p = tile.probabilities(&shape, &rows, &keys)?;
+            dv.add(p.to_dtype(g.dtype())?.t()?.matmul(&g)?)?;
+            let dp = g.matmul(&tile.seen(&values)?.t()?)?.to_dtype(p.dtype())?;
             let sum = (&p * &dp)?.sum_keepdim(D::Minus1)?;
             let ds = ((p * dp.broadcast_sub(&sum)?)? * f64::from(shape.scale))?.to_dtype(q.dtype())?;
+            dk.add(ds.t()?.matmul(&rows)?)?;
             dq.push(merge(&shape, &ds.matmul(&keys)?)?);
-            dk = (dk + ds.transpose(2, 3)?.contiguous()?.matmul(&rows)?)?;
         }
-        let back = |t: Tensor| t.transpose(1, 2)?.contiguous();
-        Ok([Some(Tensor::cat(&dq, 1)?), Some(back(dk)?), Some(back(dv)?)])
+        dq.reverse();
+        Ok([Some(Tensor::cat(&dq, 1)?), Some(dk.by_key()?), Some(dv.by_key()?)])
     })
 }
 
-/// Probabilities `(b, kv_heads, group·tile, tk)` of the tile of queries that starts at `from`, in at least `f32`,
-/// and its queries `(b, kv_heads, group·tile, d)`.
-fn probabilities(s: &kernel::Shape, q: &Tensor, k: &Tensor, from: usize) -> Result<(Tensor, Tensor)> {
-    let rows = split(s, q, from)?;
-    let scores = rows.matmul(&by_head(k)?.transpose(2, 3)?.contiguous()?)?;
-    let wide = if scores.dtype().size_in_bytes() < 4 { scores.to_dtype(DType::F32)? } else { scores };
-    let tile = TILE.min(s.queries - from);
-    // 1 where a query sees a key; the same for all heads, and for all rows of the batch unless there is padding.
-    let batches = if s.valid.is_some() { s.batch } else { 1 };
-    let mut seen = Vec::with_capacity(batches * tile * s.keys);
-    for b in 0..batches {
-        for i in from..from + tile {
-            let visible = s.visible(b, i);
-            seen.extend((0..s.keys).map(|j| u8::from(visible.contains(&j))));
-        }
+/// Queries that are scored at once, and how many keys from the first on they are scored against.
+#[derive(Clone, Copy)]
+struct Tile {
+    from: usize,
+    queries: usize,
+    keys: usize,
+}
+
+fn tiles(s: &kernel::Shape) -> impl Iterator<Item = Tile> + use<> {
+    let (queries, past, causal) = (s.queries, s.keys - s.queries, s.causal);
+    (0..queries).step_by(TILE).map(move |from| {
+        let to = (from + TILE).min(queries);
+        Tile { from, queries: to - from, keys: past + if causal { to } else { queries } }
+    })
+}
+
+impl Tile {
+    /// Its part of `(b, tq, heads, d)` as `(b, kv_heads, group·queries, d)`.
+    fn split(&self, s: &kernel::Shape, x: &Tensor) -> Result<Tensor> {
+        let x = x.narrow(1, self.from, self.queries)?.transpose(1, 2)?.contiguous()?;
+        x.reshape((s.batch, s.kv_heads, (), s.dim))
     }
-    let group = s.heads / s.kv_heads;
-    let seen = Tensor::from_vec(seen, (batches, 1, 1, tile, s.keys), q.device())?;
-    let seen = seen.broadcast_as((s.batch, s.kv_heads, group, tile, s.keys))?.contiguous()?;
-    let seen = seen.reshape((s.batch, s.kv_heads, group * tile, s.keys))?;
-    // Not −∞: a row that sees nothing would be NaN; its probabilities are cleared below.
-    let masked = Tensor::full(-1e30f32, seen.shape(), q.device())?.to_dtype(wide.dtype())?;
-    let scores = seen.where_cond(&(wide * f64::from(s.scale))?, &masked)?;
-    let p = candle_nn::ops::softmax(&scores, D::Minus1)?;
-    Ok(((&p * seen.to_dtype(p.dtype())?)?, rows))
+
+    /// Its part of keys or values `(b, kv_heads, tk, d)`.
+    fn seen(&self, x: &Tensor) -> Result<Tensor> {
+        x.narrow(2, 0, self.keys)
+    }
+
+    /// Probabilities `(b, kv_heads, group·queries, keys)` in at least `f32`.
+    fn probabilities(&self, s: &kernel::Shape, rows: &Tensor, keys: &Tensor) -> Result<Tensor> {
+        let scores = rows.matmul(&keys.t()?)?;
+        let wide = if scores.dtype().size_in_bytes() < 4 { scores.to_dtype(DType::F32)? } else { scores };
+        let scores = (wide * f64::from(s.scale))?;
+        let Some(mask) = self.mask(s, scores.device())? else { return candle_nn::ops::softmax_last_dim(&scores) };
+        let (by_query, mask) = ((s.batch, s.heads, self.queries, self.keys), mask.to_dtype(scores.dtype())?);
+        let p = candle_nn::ops::softmax_last_dim(&scores.reshape(by_query)?.broadcast_add(&mask)?)?;
+        // Only padding leaves a query without a key; all of its scores were equal.
+        let p = if s.valid.is_some() { p.broadcast_mul(&mask.max_keepdim(D::Minus1)?.exp()?)? } else { p };
+        p.reshape(scores.shape())
+    }
+
+    /// What is added to scores, `(queries, keys)`, with padding `(b, 1, queries, keys)`: 0 where a query sees a key, else
+    /// so much that its probability is 0. `None` where every query sees every key.
+    fn mask(&self, s: &kernel::Shape, device: &Device) -> Result<Option<Tensor>> {
+        let batches = if s.valid.is_some() { s.batch } else { 1 };
+        let rows = || (0..batches).flat_map(|b| (self.from..self.from + self.queries).map(move |i| s.visible(b, i)));
+        if rows().all(|visible| visible == (0..self.keys)) {
+            return Ok(None);
+        }
+        if s.valid.is_none() {
+            return causal_mask((self.queries, self.keys), s.window, device).map(Some);
+        }
+        let row = |visible: Range<usize>| (0..self.keys).map(move |j| if visible.contains(&j) { 0f32 } else { -1e30 });
+        let mask = Tensor::from_iter(rows().flat_map(row), device)?;
+        mask.reshape((batches, 1, self.queries, self.keys)).map(Some)
+    }
 }
 
-/// A tile of `(b, tq, heads, d)` as `(b, kv_heads, group·tile, d)`.
-fn split(s: &kernel::Shape, x: &Tensor, from: usize) -> Result<Tensor> {
-    let (tile, group) = (TILE.min(s.queries - from), s.heads / s.kv_heads);
-    let x = x.narrow(1, from, tile)?.transpose(1, 2)?.contiguous()?;
-    x.reshape((s.batch, s.kv_heads, group * tile, s.dim))
+/// A sum of tensors `(b, kv_heads, keys, d)` of which none has more keys than the one before: each is added to the
+/// first keys.
+#[derive(Default)]
+struct Sum {
+    first: Option<Tensor>,
+    /// The keys after those of `first`, the last ones in front.
+    rest: Vec<Tensor>,
 }
 
-/// The inverse of [`split`]: `(b, kv_heads, group·tile, d)` → `(b, tile, heads, d)`.
+impl Sum {
+    fn add(&mut self, term: Tensor) -> Result<()> {
+        self.first = Some(match self.first.take() {
+            None => term,
+            Some(sum) => {
+                let (had, keys) = (sum.dim(2)?, term.dim(2)?);
+                if keys < had {
+                    self.rest.push(sum.narrow(2, keys, had - keys)?);
+                }
+                (sum.narrow(2, 0, keys)? + term)?
+            }
+        });
+        Ok(())
+    }
+
+    /// As `(b, keys, kv_heads, d)`.
+    fn by_key(self) -> Result<Tensor> {
+        let parts: Vec<_> = self.first.into_iter().chain(self.rest.into_iter().rev()).collect();
+        Tensor::cat(&parts, 2)?.transpose(1, 2)?.contiguous()
+    }
+}
+
+/// The inverse of [`Tile::split`]: `(b, kv_heads, group·queries, d)` → `(b, queries, heads, d)`.
 fn merge(s: &kernel::Shape, x: &Tensor) -> Result<Tensor> {
     x.reshape((s.batch, s.heads, (), s.dim))?.transpose(1, 2)?.contiguous()
 }
 
-/// `(b, tk, kv_heads, d)` → `(b, kv_heads, tk, d)`.
+/// `(b, tk, kv_heads, d)` → `(b, kv_heads, tk, d)`, copied only where a product could not read it: a cache lies so already.
 fn by_head(x: &Tensor) -> Result<Tensor> {
-    x.transpose(1, 2)?.contiguous()
+    let x = x.transpose(1, 2)?;
+    let ((b, heads, _, d), stride) = (x.dims4()?, x.stride());
+    if stride[2..] == [d, 1] && (b == 1 || stride[0] == stride[1] * heads) {
+        return Ok(x);
+    }
+    // The shape again, for the strides: of a dimension of size 1 any counts as contiguous, but Metal's product reads it.
+    x.contiguous()?.reshape(x.shape())
 }
 
 /// `x`, copied only if its last dimension is not dense.

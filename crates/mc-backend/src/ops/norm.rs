@@ -4,7 +4,7 @@ use crate::{
     graft::{Value, graft},
     kernels::{self, rows},
 };
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 /// `x / √(mean(x²) + eps) · weight`: x `(…, d)`, weight `(d)`, frozen (Zhang and Sennrich, 2019).
 ///
@@ -27,18 +27,26 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// [`rms_norm`] of plain candle ops; half-precision input is normalised in `f32`.
+/// [`rms_norm`] of candle's ops; half-precision input is normalised in `f32`.
 pub fn rms_norm_composed(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check(x, weight)?;
-    let wide = widened(&x.detach())?;
-    let weight = weight.detach().to_dtype(wide.dtype())?;
-    let inverse = (wide.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-    let y = wide.broadcast_mul(&inverse)?.broadcast_mul(&weight)?.to_dtype(x.dtype())?;
-    // dx = r·h − x·r³·mean(h·x) with h = g·w, as in the kernel.
-    graft([x], Value::Tensor(y), move |g| {
-        let h = widened(g)?.broadcast_mul(&weight)?;
-        let pull = ((&h * &wide)?.mean_keepdim(D::Minus1)? * inverse.powf(3.0)?)?;
-        let dx = (h.broadcast_mul(&inverse)? - wide.broadcast_mul(&pull)?)?;
+    let wide = widened(&x.detach())?.contiguous()?;
+    let weight = weight.detach().to_dtype(wide.dtype())?.contiguous()?;
+    // d·(mean(x²) + eps), which the backward pass makes again rather than keeps.
+    let d = weight.elem_count() as f64;
+    let total = move |x: &Tensor| x.sqr()?.sum_keepdim(D::Minus1)? + d * eps;
+    let root_mean = move |total: &Tensor| (total * (1.0 / d))?.sqrt();
+    let y = if wide.dtype() == DType::F32 {
+        candle_nn::ops::rms_norm(&wide, &weight, eps as f32)?
+    } else {
+        // Candle's has no f64.
+        wide.broadcast_div(&root_mean(&total(&wide)?)?)?.broadcast_mul(&weight)?
+    };
+    // dx = r·h − x·r³·mean(h·x) with h = g·w, as in the kernel, and r one divided by the root of the mean.
+    graft([x], Value::Tensor(y.to_dtype(x.dtype())?), move |g| {
+        let (h, total) = (widened(g)?.broadcast_mul(&weight)?, total(&wide)?);
+        let pull = ((&h * &wide)?.sum_keepdim(D::Minus1)? / &total)?;
+        let dx = (h - wide.broadcast_mul(&pull)?)?.broadcast_div(&root_mean(&total)?)?;
         Ok([Some(dx.to_dtype(g.dtype())?)])
     })
 }
@@ -91,7 +99,7 @@ pub fn layer_norm_composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, e
 }
 
 fn widened(x: &Tensor) -> Result<Tensor> {
-    if x.dtype().size_in_bytes() < 4 { x.to_dtype(candle_core::DType::F32) } else { Ok(x.clone()) }
+    if x.dtype().size_in_bytes() < 4 { x.to_dtype(DType::F32) } else { Ok(x.clone()) }
 }
 
 fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
@@ -104,7 +112,6 @@ fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::DType;
     use mc_testkit::{gradcheck, random};
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     graft::{Value, graft},
     kernels::{self, rows},
 };
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::{Arc, Mutex};
 
 /// Cosines and sines by position, made as far as they are asked for.
@@ -20,9 +20,23 @@ pub struct Rope {
 #[derive(Clone, Debug)]
 pub(super) struct Table {
     positions: usize,
-    /// Both `(positions, d/2)`, `f32`.
+    /// All `(positions, d/2)`, `f32`.
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
+    /// To turn back.
+    minus_sin: Tensor,
+}
+
+impl Table {
+    /// One of its tensors at these positions: `(t, d/2)`, or `(b, t, d/2)` where each row of the batch has its own.
+    fn at(tensor: &Tensor, positions: &[u32], t: usize) -> Result<Tensor> {
+        let (first, consecutive) = (positions.first(), positions.windows(2).all(|two| two[0] + 1 == two[1]));
+        if let (Some(first), true, true) = (first, consecutive, positions.len() == t) {
+            return tensor.narrow(0, *first as usize, t);
+        }
+        let turned = tensor.index_select(&Tensor::from_slice(positions, positions.len(), tensor.device())?, 0)?;
+        if positions.len() == t { Ok(turned) } else { turned.reshape(((), t, tensor.dim(1)?)) }
+    }
 }
 
 impl Rope {
@@ -50,7 +64,8 @@ impl Rope {
         let tensor = |f: fn(f64) -> f64| {
             Tensor::from_iter(angles.iter().map(|a| f(*a) as f32), &self.device)?.reshape((positions, half))
         };
-        let made = Table { positions, cos: tensor(f64::cos)?, sin: tensor(f64::sin)? };
+        let made =
+            Table { positions, cos: tensor(f64::cos)?, sin: tensor(f64::sin)?, minus_sin: tensor(|a| -a.sin())? };
         *table = Some(made.clone());
         Ok(made)
     }
@@ -83,26 +98,20 @@ fn rotated(x: &Tensor, table: &Table, positions: &[u32], sign: f32) -> Result<Ve
     Ok(y)
 }
 
-/// [`rope`] of plain candle ops.
+/// [`rope`] of candle's ops; half-precision heads turn in `f32`.
 pub fn composed(x: &Tensor, rope: &Rope, positions: &Arc<[u32]>) -> Result<Tensor> {
     let table = check_tensor(x, rope, positions)?;
-    let (b, t, _, d) = x.dims4()?;
-    let rows = if positions.len() == t { 1 } else { b };
-    let index = Tensor::from_slice(positions, positions.len(), x.device())?;
-    let turn =
-        |table: &Tensor| table.index_select(&index, 0)?.reshape((rows, t, 1, d / 2))?.to_dtype(widened(x.dtype()));
-    let (cos, sin) = (turn(&table.cos)?, turn(&table.sin)?);
-    let y = turned(&x.detach(), &cos, &sin)?;
-    graft([x], Value::Tensor(y), move |g| Ok([Some(turned(g, &cos, &sin.neg()?)?)]))
+    let (t, wide) = (x.dim(1)?, widened(x.dtype()));
+    let at = |tensor: &Tensor| Table::at(tensor, positions, t)?.to_dtype(wide);
+    let cos = at(&table.cos)?;
+    let y = turned(&x.detach(), &cos, &at(&table.sin)?)?;
+    let back = if x.track_op() { Some(at(&table.minus_sin)?) } else { None };
+    graft([x], Value::Tensor(y), move |g| Ok([back.as_ref().map(|sin| turned(g, &cos, sin)).transpose()?]))
 }
 
 fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    let wide = x.to_dtype(widened(x.dtype()))?;
-    let (x1, x2) = (wide.narrow(D::Minus1, 0, half)?, wide.narrow(D::Minus1, half, half)?);
-    let y1 = (x1.broadcast_mul(cos)? - x2.broadcast_mul(sin)?)?;
-    let y2 = (x2.broadcast_mul(cos)? + x1.broadcast_mul(sin)?)?;
-    Tensor::cat(&[y1, y2], D::Minus1)?.to_dtype(x.dtype())
+    let wide = x.to_dtype(cos.dtype())?.contiguous()?;
+    candle_nn::rotary_emb::rope_thd(&wide, cos, sin)?.to_dtype(x.dtype())
 }
 
 fn widened(dtype: DType) -> DType {
