@@ -323,17 +323,21 @@ fn pack_part<T: Element>(
     simd(
         #[inline(always)]
         || match (arithmetic, transposed) {
-            (Arithmetic::F32, true) => transpose::<T, 1>(x, run, |[a]| a.widen().to_bits(), to),
-            (Arithmetic::BF16, true) => transpose::<T, 2>(x, run, pair, to),
-            (Arithmetic::F32, false) => interleave::<T, 1>(x, run, |[a]| a.widen().to_bits(), to),
-            (Arithmetic::BF16, false) => interleave::<T, 2>(x, run, pair, to),
+            (Arithmetic::F32, true) => transpose::<T, 1>(x, run, to),
+            (Arithmetic::BF16, true) => transpose::<T, 2>(x, run, to),
+            (Arithmetic::F32, false) => interleave::<T, 1>(x, run, to),
+            (Arithmetic::BF16, false) => interleave::<T, 2>(x, run, to),
         },
     );
 }
 
+/// A unit of one number as it is, or of two rounded ones.
 #[inline(always)]
-fn pair<T: Element>([first, second]: [T; 2]) -> u32 {
-    u32::from(first.nearest().to_bits()) | u32::from(second.nearest().to_bits()) << 16
+fn unit_of<T: Element, const PER: usize>(numbers: [T; PER]) -> u32 {
+    if PER == 1 {
+        return numbers[0].widen().to_bits();
+    }
+    u32::from(numbers[0].nearest().to_bits()) | u32::from(numbers[PER - 1].nearest().to_bits()) << 16
 }
 
 /// Lane j of the panel is row `col + j` of `x`.
@@ -341,39 +345,34 @@ fn pair<T: Element>([first, second]: [T; 2]) -> u32 {
 fn transpose<T: Element, const PER: usize>(
     x: &[T],
     (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
-    unit: impl Fn([T; PER]) -> u32 + Copy,
     to: &mut [u32],
 ) {
-    let row = |j: usize| &x[(col + j) * stride..][..depth];
     let whole = depth / PER;
     if width == LANES {
         // In squares of 16 × 16 units, so that lines are read and written whole.
-        let rows: [&[T]; LANES] = std::array::from_fn(row);
         let mut square = [[0u32; LANES]; LANES];
         for (s, to) in to[..whole * LANES].chunks_mut(LANES * LANES).enumerate() {
-            let from = s * LANES * PER..(s * LANES * PER + to.len() / LANES * PER);
-            for (row, line) in rows.iter().zip(&mut square) {
-                for (x, u) in row[from.clone()].chunks_exact(PER).zip(line) {
-                    *u = unit(std::array::from_fn(|i| x[i]));
+            let (from, n) = (s * LANES * PER, to.len() / LANES);
+            for (j, line) in square.iter_mut().enumerate() {
+                let row = &x[(col + j) * stride + from..][..n * PER];
+                for (u, x) in line.iter_mut().zip(row.chunks_exact(PER)) {
+                    *u = unit_of::<T, PER>(numbers(x));
                 }
             }
-            for (l, to) in to.chunks_exact_mut(LANES).enumerate() {
-                for (t, line) in to.iter_mut().zip(&square) {
-                    *t = line[l];
-                }
-            }
+            tile::transpose(&mut square);
+            to.copy_from_slice(&square.as_flattened()[..to.len()]);
         }
     } else {
         for j in 0..width {
-            for (x, to) in row(j).chunks_exact(PER).zip(to.chunks_exact_mut(LANES)) {
-                to[lane + j] = unit(std::array::from_fn(|i| x[i]));
+            let row = &x[(col + j) * stride..][..whole * PER];
+            for (x, to) in row.chunks_exact(PER).zip(to.chunks_exact_mut(LANES)) {
+                to[lane + j] = unit_of::<T, PER>(numbers(x));
             }
         }
     }
     if depth % PER != 0 {
         for j in 0..width {
-            let last = &row(j)[whole * PER..];
-            to[whole * LANES + lane + j] = unit(std::array::from_fn(|i| last.get(i).copied().unwrap_or(T::ZERO)));
+            to[whole * LANES + lane + j] = unit_of::<T, PER>(numbers(&x[(col + j) * stride..][whole * PER..depth]));
         }
     }
 }
@@ -383,23 +382,30 @@ fn transpose<T: Element, const PER: usize>(
 fn interleave<T: Element, const PER: usize>(
     x: &[T],
     (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
-    unit: impl Fn([T; PER]) -> u32 + Copy,
     to: &mut [u32],
 ) {
     let zeros = [T::ZERO; LANES];
     for (l, to) in (0..depth).step_by(PER).zip(to.chunks_exact_mut(LANES)) {
-        let rows: [&[T]; PER] =
-            std::array::from_fn(
-                |i| if l + i < depth { &x[(l + i) * stride + col..][..width] } else { &zeros[..width] },
-            );
-        if width == LANES {
-            for j in 0..LANES {
-                to[j] = unit(std::array::from_fn(|i| rows[i][j]));
+        let mut rows = [&zeros[..width]; PER];
+        for (i, row) in rows.iter_mut().enumerate().take(depth - l) {
+            *row = &x[(l + i) * stride + col..][..width];
+        }
+        for (j, to) in to[lane..lane + width].iter_mut().enumerate() {
+            let mut column = [T::ZERO; PER];
+            for (c, row) in column.iter_mut().zip(rows) {
+                *c = row[j];
             }
-        } else {
-            for j in 0..width {
-                to[lane + j] = unit(std::array::from_fn(|i| rows[i][j]));
-            }
+            *to = unit_of(column);
         }
     }
+}
+
+/// The numbers of a unit; zeros where there are no more.
+#[inline(always)]
+fn numbers<T: Element, const PER: usize>(x: &[T]) -> [T; PER] {
+    let mut numbers = [T::ZERO; PER];
+    for (n, x) in numbers.iter_mut().zip(x) {
+        *n = *x;
+    }
+    numbers
 }

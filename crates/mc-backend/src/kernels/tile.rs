@@ -205,11 +205,11 @@ const PORTABLE_ROWS: usize = 6;
 unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Place) {
     let mut sums = [[0f32; LANES]; PORTABLE_ROWS];
     for l in 0..p.depth {
-        // SAFETY: unit l of the panel and of the padded rows of A.
-        let (b, a): ([u32; LANES], [u32; PORTABLE_ROWS]) = unsafe {
-            (p.b.add(l * LANES).cast::<[u32; LANES]>().read(), std::array::from_fn(|i| *p.a.add(i * p.a_stride + l)))
-        };
-        for (sums, a) in sums.iter_mut().zip(a) {
+        // SAFETY: unit l of the panel.
+        let b = unsafe { p.b.add(l * LANES).cast::<[u32; LANES]>().read() };
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: unit l of a row of A, which is padded.
+            let a = unsafe { *p.a.add(i * p.a_stride + l) };
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = match arithmetic {
                     Arithmetic::F32 => f32::from_bits(a).mul_add(f32::from_bits(b), *sum),
@@ -229,6 +229,25 @@ unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Plac
                 let start = if p.start.is_null() { 0.0 } else { *p.start.add(i * p.start_stride + j) };
                 *p.c.add(i * p.c_stride + j) = start + sum;
             }
+        }
+    }
+}
+
+/// Exchanges rows and columns.
+#[inline(always)]
+pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    if *ISA == Isa::Avx512 {
+        // SAFETY: the CPU has AVX-512.
+        #[allow(unsafe_code)]
+        unsafe {
+            avx512::transpose(square);
+        }
+        return;
+    }
+    for i in 0..LANES {
+        for j in 0..i {
+            (square[i][j], square[j][i]) = (square[j][i], square[i][j]);
         }
     }
 }
@@ -286,6 +305,45 @@ mod avx512 {
         unsafe { choose::<F32>(panels, size, p) }
     }
 
+    /// Exchanges rows and columns: pairs of rows are interleaved by one, two, four and eight elements.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn transpose(square: &mut [[u32; LANES]; LANES]) {
+        let mut a = [_mm512_setzero_si512(); LANES];
+        let mut b = a;
+        for (a, row) in a.iter_mut().zip(&*square) {
+            // SAFETY: a row is one vector.
+            *a = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+        }
+        for i in 0..8 {
+            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+        }
+        // Of each four rows: a[4i + c] holds their columns 4q + c, quarter by quarter.
+        for i in 0..4 {
+            for half in 0..2 {
+                a[4 * i + 2 * half] = _mm512_unpacklo_epi64(b[4 * i + half], b[4 * i + 2 + half]);
+                a[4 * i + 2 * half + 1] = _mm512_unpackhi_epi64(b[4 * i + half], b[4 * i + 2 + half]);
+            }
+        }
+        // Quarters of the four groups of rows come together: columns c, 4 + c, 8 + c and 12 + c.
+        for c in 0..4 {
+            let (low, high) = ((a[c], a[4 + c]), (a[8 + c], a[12 + c]));
+            let even = (_mm512_shuffle_i32x4::<0x88>(low.0, low.1), _mm512_shuffle_i32x4::<0x88>(high.0, high.1));
+            let odd = (_mm512_shuffle_i32x4::<0xDD>(low.0, low.1), _mm512_shuffle_i32x4::<0xDD>(high.0, high.1));
+            b[c] = _mm512_shuffle_i32x4::<0x88>(even.0, even.1);
+            b[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even.0, even.1);
+            b[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
+            b[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
+        }
+        for (b, row) in b.iter().zip(square) {
+            // SAFETY: a row is one vector.
+            unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *b) };
+        }
+    }
+
     #[inline(always)]
     unsafe fn choose<T: MultiplyAdd>(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
@@ -306,8 +364,11 @@ mod avx512 {
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
             for l in 0..p.depth {
-                let b: [__m512i; PANELS] =
-                    std::array::from_fn(|q| _mm512_loadu_si512(p.b.add(q * p.b_stride + l * LANES).cast()));
+                // Loops, not closures: a closure would not be compiled for the instruction set of this function.
+                let mut b = [_mm512_setzero_si512(); PANELS];
+                for (q, b) in b.iter_mut().enumerate() {
+                    *b = _mm512_loadu_si512(p.b.add(q * p.b_stride + l * LANES).cast());
+                }
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let a = _mm512_set1_epi32((*p.a.add(i * p.a_stride + l)).cast_signed());
                     for (sum, b) in sums.iter_mut().zip(b) {
@@ -330,5 +391,18 @@ mod avx512 {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns() {
+        let at = |i: usize, j: usize| (i * 1000 + j) as u32;
+        let mut square: [[u32; LANES]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| at(i, j)));
+        transpose(&mut square);
+        assert!((0..LANES).all(|i| (0..LANES).all(|j| square[i][j] == at(j, i))));
     }
 }
