@@ -4,6 +4,7 @@
 mod accuracy;
 mod measure;
 mod peers;
+mod quiet;
 mod table;
 mod verdict;
 mod work;

@@ -44,9 +44,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.runs == 0 || options.threads == 0 {
         bail!("--runs and --threads are at least 1");
     }
-    if let Some(load) = load().filter(|load| *load > 0.5) {
-        eprintln!("warning: the machine is busy, its load average is {load}: what is measured now says little");
-    }
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     let lab = std::env::var_os("LAB").map_or_else(|| std::env::temp_dir().join("lab"), PathBuf::from);
     let places = Places { lab: std::path::absolute(lab)?, target: target()?, threads: options.threads };
@@ -69,15 +66,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("\nfewer than {RUNS_TO_WRITE} runs: {DOCUMENT} stays as it is");
         return Ok(());
     }
+    for row in rows.iter().filter(|row| row.disturbed) {
+        println!("\n{} was disturbed by others: its row stays as it is", row.name);
+    }
     let path = process::root().join(DOCUMENT);
     let document = std::fs::read_to_string(&path).context(DOCUMENT)?;
     let document = table::rewrite(&document, &heading, &rows, &names).context(DOCUMENT)?;
     std::fs::write(&path, document).context(DOCUMENT)
-}
-
-/// How many threads wanted to run in the last minute, where the system tells.
-fn load() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// The folder that cargo builds into.
@@ -180,7 +175,9 @@ fn compare(work: &Work, places: &Places, runs: usize, made: &str) -> Result<Row>
         for ((subject, command), measured) in subjects.iter().zip(&mut measured) {
             let one = measure(command)?;
             let value = value(subject.value, &one).with_context(|| command.join(" "))?;
-            eprintln!("{} {run}/{runs}: {} {value:.3}, {}", work.name, subject.label, mib(one.peak_bytes as f64));
+            let disturbed = if one.disturbed { ", disturbed by others" } else { "" };
+            let memory = mib(one.peak_bytes as f64);
+            eprintln!("{} {run}/{runs}: {} {value:.3}, {memory}{disturbed}", work.name, subject.label);
             measured.push(one);
         }
     }

@@ -50,11 +50,18 @@ pub(super) struct Row {
     pub(super) met: Option<bool>,
     /// The commit and how many runs each.
     pub(super) made: String,
+    /// Whether others used the machine meanwhile: such a row is shown, and not kept.
+    pub(super) disturbed: bool,
 }
 
 impl Row {
     fn line(&self) -> String {
-        let met = self.met.map_or("–", |met| if met { "yes" } else { "no" });
+        let met = match self.met {
+            _ if self.disturbed => "disturbed",
+            None => "–",
+            Some(true) => "yes",
+            Some(false) => "no",
+        };
         let Self { name, title, ours, peer, speed, memory, goal, made, .. } = self;
         format!("| `{name}`: {title} | {ours} | {peer} | {speed} | {memory} | {goal} | {met} | {made} |")
     }
@@ -73,7 +80,8 @@ pub(super) fn rewrite(document: &str, heading: &str, rows: &[Row], names: &[&str
     let (before, rest) = document.split_once(BEGIN).with_context(missing)?;
     let (old, after) = rest.split_once(END).with_context(missing)?;
     let old = if old.trim_start().starts_with(heading) { old } else { "" };
-    let new = markdown(rows);
+    let rows: Vec<Row> = rows.iter().filter(|row| !row.disturbed).cloned().collect();
+    let new = markdown(&rows);
     let line = |name: &&str| {
         let start = format!("| `{name}`: ");
         new.lines().chain(old.lines()).find(|line| line.starts_with(&start)).map(str::to_owned)
@@ -99,6 +107,7 @@ mod tests {
             goal: String::new(),
             met: Some(false),
             made: text("abc, 5"),
+            disturbed: false,
         }
     }
 
@@ -131,6 +140,15 @@ mod tests {
         assert_eq!(both, expected);
         let again = rewrite(&both, "Machine X.", &[row("b", "2")], &names).unwrap();
         assert_eq!(again, expected.replace("work | 1 |", "work | 2 |"));
+    }
+
+    #[test]
+    fn a_disturbed_row_is_not_kept() {
+        let disturbed = Row { disturbed: true, met: Some(true), ..row("a", "7") };
+        assert!(markdown(std::slice::from_ref(&disturbed)).contains("| disturbed | abc, 5 |"));
+        let document = format!("{BEGIN}\nMachine X.\n{HEAD}\n{}\n{END}", row("a", "1").line());
+        let kept = rewrite(&document, "Machine X.", &[disturbed], &["a"]).unwrap();
+        assert!(kept.contains("work | 1 |"), "{kept}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(super) struct Outcome<'a> {
     memory: Spread,
     /// Of the first and of the last step, where it trained.
     losses: Option<(f64, f64)>,
+    disturbed: bool,
 }
 
 /// What a run is about: a speed or a time.
@@ -37,6 +38,7 @@ impl<'a> Outcome<'a> {
             subject,
             value: Spread::of(values).context("no runs")?,
             memory: Spread::of(runs.iter().map(|run| run.peak_bytes as f64)).context("no runs")?,
+            disturbed: runs.iter().any(|run| run.disturbed),
             losses: last["first_loss"].as_f64().zip(last["last_loss"].as_f64()),
         })
     }
@@ -59,6 +61,7 @@ pub(super) fn row(work: &Work, ours: &Outcome, peers: &[Outcome], left_out: &[St
     let best = best.with_context(|| format!("{}: no peer, {}", work.name, left_out.join(", ")))?;
     let value = ours.value.median / best.value.median;
     let memory = ours.memory.median / best.memory.median;
+    let disturbed = ours.disturbed || peers.iter().any(|peer| peer.disturbed);
     let peers = peers.iter().map(|peer| format!("{}: {}", peer.subject.label, peer.text()));
     let goal = &work.goal;
     Ok(Row {
@@ -71,6 +74,7 @@ pub(super) fn row(work: &Work, ours: &Outcome, peers: &[Outcome], left_out: &[St
         goal: goal.text(),
         met: goal.met(value, memory),
         made: made.into(),
+        disturbed,
     })
 }
 
@@ -101,7 +105,7 @@ mod tests {
     use crate::bench::work::{Program, WORKS};
 
     fn run(report: Value, mib: u64) -> Measured {
-        Measured { first_output_seconds: 0.5, peak_bytes: mib << 20, report }
+        Measured { first_output_seconds: 0.5, peak_bytes: mib << 20, disturbed: false, report }
     }
 
     fn subject(label: &'static str, value: Reading) -> Subject {
@@ -145,6 +149,10 @@ mod tests {
         assert_eq!(text, "200 (1–300) tok/s, 1 MiB, loss 3.5000 → 2.2500");
         assert!(Outcome::of(&ours, &[run(json!({}), 1)]).is_err());
         assert_eq!(Goal::default().met(1.0, 1.0), None);
+        let mut disturbed = runs;
+        disturbed[1].disturbed = true;
+        assert!(Outcome::of(&ours, &disturbed).unwrap().disturbed);
+        let runs = disturbed;
         let first_output = Outcome::of(&subject("ours", Reading::FirstOutput), &runs).map(|o| o.value.median);
         assert_eq!(first_output.unwrap(), 0.5);
     }
