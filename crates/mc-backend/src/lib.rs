@@ -26,7 +26,7 @@ pub use device::DeviceExt;
 pub use graft::backward;
 pub use kernels::tile::Arithmetic;
 pub use memory::peak_memory_bytes;
-pub use pool::let_candle_wait_asleep;
+pub use pool::{in_pool, let_candle_wait_asleep};
 pub use random::{Purpose, Stream};
 pub use tensor::TensorExt;
 pub use weight::Weight;

@@ -16,3 +16,11 @@ pub unsafe fn let_candle_wait_asleep() {
         unsafe { std::env::set_var(SPIN_LIMIT, "0") }
     }
 }
+
+/// Runs `f` on a thread of rayon's pool, and waits for it.
+///
+/// The kernels work from any thread. But a thread outside the pool hands over each of their parallel sections and
+/// sleeps until it is done, twice for every op; so what runs many ops goes through here once.
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}

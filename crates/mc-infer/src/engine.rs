@@ -2,7 +2,7 @@
 
 use crate::{Error, RepetitionPenalty, Result, SamplingStrategy, sampler::Sampler};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
-use mc_backend::{Purpose, Stream};
+use mc_backend::{Purpose, Stream, in_pool};
 use mc_models::{Adapter, CausalLM, KVCache, Pass};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -115,10 +115,8 @@ pub fn generate_tokens(
     let mut logits = Vec::new();
     let mut chunks = prompt.chunks(options.prefill_chunk).peekable();
     while let Some(chunk) = chunks.next() {
-        let hidden = forward(model, chunk, cache, adapter)?;
-        if chunks.peek().is_none() {
-            read_logits(model, &hidden, &mut logits)?;
-        }
+        let last = chunks.peek().is_none();
+        forward(model, chunk, cache, adapter, last.then_some(&mut logits))?;
     }
     let prefill_time = start.elapsed();
 
@@ -138,8 +136,7 @@ pub fn generate_tokens(
             break finish;
         }
         penalty.see(&[id]);
-        let hidden = forward(model, &[id], cache, adapter)?;
-        read_logits(model, &hidden, &mut logits)?;
+        forward(model, &[id], cache, adapter, Some(&mut logits))?;
         position += 1;
     };
     Ok(TokenRun { tokens, finish, prefill_time, decode_time: start.elapsed() })
@@ -166,8 +163,12 @@ fn forward(
     ids: &[u32],
     cache: &mut KVCache,
     adapter: Option<&dyn Adapter>,
-) -> candle_core::Result<Tensor> {
-    model.hidden(ids, (1, ids.len()), &mut Pass { cache: Some(cache), adapter, left_padding: None })
+    logits: Option<&mut Vec<f32>>,
+) -> Result<()> {
+    in_pool(|| {
+        let hidden = model.hidden(ids, (1, ids.len()), &mut Pass { cache: Some(cache), adapter, left_padding: None })?;
+        logits.map_or(Ok(()), |logits| read_logits(model, &hidden, logits))
+    })
 }
 
 /// The logits of the last position of `hidden` `(1, t, hidden size)`, into memory that is used again.

@@ -2,6 +2,7 @@
 
 use crate::{Batch, Objective};
 use candle_core::{Result, Tensor, Var, backprop::GradStore};
+use mc_backend::in_pool;
 use mc_models::{Adapter, CausalLM, Pass};
 
 /// What a backward pass needs.
@@ -29,6 +30,10 @@ impl Differentiated<'_> {
 
 /// The loss of a batch and its gradients. Everything that the backward pass needs is kept from the forward pass.
 pub fn backward(what: &Differentiated, batch: &Batch) -> Result<(Tensor, GradStore)> {
+    in_pool(|| plain(what, batch))
+}
+
+fn plain(what: &Differentiated, batch: &Batch) -> Result<(Tensor, GradStore)> {
     let mut x = what.model.embed(&batch.ids, batch.shape)?;
     for index in 0..what.model.num_blocks() {
         x = what.model.block(index, &x, &mut what.pass())?;
@@ -43,6 +48,14 @@ pub fn backward(what: &Differentiated, batch: &Batch) -> Result<(Tensor, GradSto
 /// but the last is computed a second time when its turn comes (Chen et al., "Training Deep Nets with Sublinear Memory
 /// Cost", 2016).
 pub fn checkpointed_backward(
+    what: &Differentiated,
+    batch: &Batch,
+    variables: &[(String, Var)],
+) -> Result<(Tensor, GradStore)> {
+    in_pool(|| checkpointed(what, batch, variables))
+}
+
+fn checkpointed(
     what: &Differentiated,
     batch: &Batch,
     variables: &[(String, Var)],

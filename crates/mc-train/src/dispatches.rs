@@ -6,7 +6,7 @@
 
 use crate::{AdamW, AdamWConfig, Batch, Differentiated, Supervised, backward, trainer::read_at_once};
 use candle_core::{DType, Device, Result, Tensor};
-use mc_backend::Weight;
+use mc_backend::{Weight, in_pool};
 use mc_checkpoint::WeightSource;
 use mc_lora::{LoRAAdapter, LoRAAdapterConfig};
 use mc_models::{Adapter, CausalLM, Decoder, KVCache, KVCacheConfig, ModelConfig, Pass};
@@ -64,8 +64,9 @@ struct Dispatches {
 }
 
 /// What `count` says of models with so many blocks, as far as it depends on them.
-fn dispatches(count: impl Fn(usize) -> Result<usize>) -> Dispatches {
-    let [two, three, four] = [2, 3, 4].map(|blocks| count(blocks).unwrap());
+fn dispatches(count: impl Fn(usize) -> Result<usize> + Sync) -> Dispatches {
+    // On a thread of the pool the passes stay on it, and it is what the counter looks at.
+    let [two, three, four] = [2, 3, 4].map(|blocks| in_pool(|| count(blocks)).unwrap());
     let per_block = three - two;
     assert_eq!(four - three, per_block, "every block is alike");
     Dispatches { once: two - 2 * per_block, per_block }

@@ -1,6 +1,7 @@
 //! The loss of a model on data, without training. Knows no optimizer.
 
 use crate::{Batch, Dataset, Error, Objective, Result, Supervised};
+use mc_backend::in_pool;
 use mc_models::{Adapter, CausalLM, Pass};
 use serde::Serialize;
 
@@ -48,12 +49,14 @@ pub(crate) fn evaluate_with(
     let (mut sum, mut count) = (0.0, 0);
     for chunk in examples.chunks(batch_size) {
         let batch = Batch::new(chunk.iter().copied());
-        let mut x = model.embed(&batch.ids, batch.shape)?;
-        for index in 0..model.num_blocks() {
-            // Detached: an adapter's variables would make a graph of it.
-            x = model.block(index, &x, &mut Pass { adapter, ..Pass::default() })?.detach();
-        }
-        let loss = objective.loss(&model.norm(&x)?, model.head(), &batch)?;
+        let loss = in_pool(|| {
+            let mut x = model.embed(&batch.ids, batch.shape)?;
+            for index in 0..model.num_blocks() {
+                // Detached: an adapter's variables would make a graph of it.
+                x = model.block(index, &x, &mut Pass { adapter, ..Pass::default() })?.detach();
+            }
+            objective.loss(&model.norm(&x)?, model.head(), &batch)
+        })?;
         sum += f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
         count += objective.count(&batch);
     }

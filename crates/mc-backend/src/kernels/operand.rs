@@ -106,11 +106,21 @@ impl Rows {
     /// The transpose of the first `width` columns of a matrix of `n` rows.
     pub(crate) fn transposed(arithmetic: Arithmetic, m: Matrix, n: usize, width: usize) -> Self {
         let mut rows = Self::new(arithmetic, width, &[n]);
-        let (per, stride) = (arithmetic.per_unit(), rows.stride);
-        for (u, l) in (0..n).step_by(per).enumerate() {
-            for j in 0..width {
-                let at = |l: usize| if l < n { m.elements.get(l * m.stride + j) } else { 0.0 };
-                rows.units[j * stride + u] = unit(arithmetic, at(l), at(l + 1));
+        let (depth, stride) = (rows.stride, rows.stride);
+        // A panel of 16 columns is, but for its order, 16 rows of the transpose.
+        let mut panel = vec![0u32; depth * LANES];
+        for (first, rows) in (0..width).step_by(LANES).zip(rows.units.chunks_mut((LANES * stride).max(1))) {
+            let cols = LANES.min(width - first);
+            let part = Part { depth: 0, col: 0, size: (n, cols), matrix: m.from(first), transposed: false };
+            pack(arithmetic, depth, 0..cols, &[part], &mut panel);
+            let mut square = [[0u32; LANES]; LANES];
+            for (s, lines) in panel.chunks(LANES * LANES).enumerate() {
+                let (at, deep) = (s * LANES, lines.len() / LANES);
+                square.as_flattened_mut()[..lines.len()].copy_from_slice(lines);
+                tile::transpose(&mut square);
+                for (line, row) in square.iter().zip(rows.chunks_exact_mut(stride)).take(cols) {
+                    row[at..at + deep].copy_from_slice(&line[..deep]);
+                }
             }
         }
         rows
@@ -236,8 +246,10 @@ impl Panels {
     /// Packs `depth` units × `cols` in parallel; where no part lies there are zeros.
     pub(crate) fn pack(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
         let mut panels = Self::empty(arithmetic, depth, cols);
-        panels.units.par_chunks_mut((LANES * depth).max(1)).enumerate().for_each(|(p, units)| {
-            pack(arithmetic, p * LANES..((p + 1) * LANES).min(cols), parts, units);
+        /// Panels that one unit of work fills, so that rows are read in longer pieces.
+        const UNIT: usize = 4;
+        panels.units.par_chunks_mut((UNIT * LANES * depth).max(1)).enumerate().for_each(|(u, units)| {
+            pack(arithmetic, depth, u * UNIT * LANES..((u + 1) * UNIT * LANES).min(cols), parts, units);
         });
         panels
     }
@@ -245,9 +257,7 @@ impl Panels {
     /// As [`Panels::pack`], on this thread.
     pub(crate) fn pack_here(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
         let mut panels = Self::empty(arithmetic, depth, cols);
-        for (p, units) in panels.units.chunks_mut((LANES * depth).max(1)).enumerate() {
-            pack(arithmetic, p * LANES..((p + 1) * LANES).min(cols), parts, units);
-        }
+        pack(arithmetic, depth, 0..cols, parts, &mut panels.units);
         panels
     }
 
@@ -286,8 +296,8 @@ impl Panels {
     }
 }
 
-/// Fills the panel of these columns.
-fn pack(arithmetic: Arithmetic, cols: Range<usize>, parts: &[Part], units: &mut [u32]) {
+/// Fills the panels of these columns, of which the first is a multiple of 16.
+fn pack(arithmetic: Arithmetic, depth: usize, cols: Range<usize>, parts: &[Part], units: &mut [u32]) {
     let covered: usize = parts.iter().map(|p| arithmetic.units(p.size.0) * overlap(p, &cols).len()).sum();
     if covered < units.len() {
         units.fill(0);
@@ -297,14 +307,45 @@ fn pack(arithmetic: Arithmetic, cols: Range<usize>, parts: &[Part], units: &mut 
         if inside.is_empty() {
             continue;
         }
+        let run = Run {
+            depth: part.size.0,
+            first: inside.start - cols.start,
+            col: inside.start - part.col,
+            width: inside.len(),
+            stride: part.matrix.stride,
+            panel: depth * LANES,
+        };
         let to = &mut units[part.depth * LANES..];
-        let (lane, col, width) = (inside.start - cols.start, inside.start - part.col, inside.len());
-        let run = (part.size.0, lane, col, width, part.matrix.stride);
         match part.matrix.elements {
-            Elements::F32(x) => pack_part(arithmetic, x, run, part.transposed, to),
-            Elements::F16(x) => pack_part(arithmetic, x, run, part.transposed, to),
-            Elements::BF16(x) => pack_part(arithmetic, x, run, part.transposed, to),
+            Elements::F32(x) => pack_part(arithmetic, x, &run, part.transposed, to),
+            Elements::F16(x) => pack_part(arithmetic, x, &run, part.transposed, to),
+            Elements::BF16(x) => pack_part(arithmetic, x, &run, part.transposed, to),
         }
+    }
+}
+
+/// One part's share of some panels.
+struct Run {
+    /// In numbers.
+    depth: usize,
+    /// Its first column in the panels, and in the matrix (or its first row there, transposed).
+    first: usize,
+    col: usize,
+    width: usize,
+    stride: usize,
+    /// Units from one panel to the next.
+    panel: usize,
+}
+
+impl Run {
+    /// Its pieces that lie in one panel each: panel, first lane, first column of the matrix, width.
+    #[inline(always)]
+    fn pieces(&self) -> impl Iterator<Item = (usize, usize, usize, usize)> + use<> {
+        let (first, col, end) = (self.first, self.col, self.first + self.width);
+        (first / LANES..end.div_ceil(LANES)).map(move |p| {
+            let start = first.max(p * LANES);
+            (p, start - p * LANES, col + start - first, end.min((p + 1) * LANES) - start)
+        })
     }
 }
 
@@ -316,7 +357,7 @@ fn overlap(part: &Part, cols: &Range<usize>) -> Range<usize> {
 fn pack_part<T: Element>(
     arithmetic: Arithmetic,
     x: &[T],
-    run: (usize, usize, usize, usize, usize),
+    run: &Run,
     transposed: bool,
     to: &mut [u32],
 ) {
@@ -331,81 +372,98 @@ fn pack_part<T: Element>(
     );
 }
 
-/// A unit of one number as it is, or of two rounded ones.
+/// A column of the panels is a row of `x`.
 #[inline(always)]
-fn unit_of<T: Element, const PER: usize>(numbers: [T; PER]) -> u32 {
-    if PER == 1 {
-        return numbers[0].widen().to_bits();
+fn transpose<T: Element, const PER: usize>(x: &[T], run: &Run, to: &mut [u32]) {
+    for (p, lane, col, width) in run.pieces() {
+        transpose_panel::<T, PER>(x, (run.depth, lane, col, width, run.stride), &mut to[p * run.panel..]);
     }
-    u32::from(numbers[0].nearest().to_bits()) | u32::from(numbers[PER - 1].nearest().to_bits()) << 16
 }
 
-/// Lane j of the panel is row `col + j` of `x`.
 #[inline(always)]
-fn transpose<T: Element, const PER: usize>(
+fn transpose_panel<T: Element, const PER: usize>(
     x: &[T],
     (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
     to: &mut [u32],
 ) {
-    let whole = depth / PER;
-    if width == LANES {
-        // In squares of 16 × 16 units, so that lines are read and written whole.
-        let mut square = [[0u32; LANES]; LANES];
-        for (s, to) in to[..whole * LANES].chunks_mut(LANES * LANES).enumerate() {
-            let (from, n) = (s * LANES * PER, to.len() / LANES);
-            for (j, line) in square.iter_mut().enumerate() {
-                let row = &x[(col + j) * stride + from..][..n * PER];
-                for (u, x) in line.iter_mut().zip(row.chunks_exact(PER)) {
-                    *u = unit_of::<T, PER>(numbers(x));
+    /// Squares of 16 × 16 units that are read at once: whole lines of memory, several in a row.
+    const SQUARES: usize = 4;
+    let mut squares = [[[0u32; LANES]; LANES]; SQUARES];
+    for (s, to) in to[..depth.div_ceil(PER) * LANES].chunks_mut(SQUARES * LANES * LANES).enumerate() {
+        let from = s * SQUARES * LANES * PER;
+        let n = (to.len() / LANES * PER).min(depth - from);
+        for j in 0..width {
+            let row = &x[(col + j) * stride + from..][..n];
+            for (square, x) in squares.iter_mut().zip(row.chunks(LANES * PER)) {
+                match <&[T; LANES * 2]>::try_from(x) {
+                    Ok(x) if PER == 2 => units_of::<T, PER>(x, &mut square[lane + j]),
+                    _ => units_of::<T, PER>(x, &mut square[lane + j]),
                 }
             }
-            tile::transpose(&mut square);
-            to.copy_from_slice(&square.as_flattened()[..to.len()]);
         }
-    } else {
-        for j in 0..width {
-            let row = &x[(col + j) * stride..][..whole * PER];
-            for (x, to) in row.chunks_exact(PER).zip(to.chunks_exact_mut(LANES)) {
-                to[lane + j] = unit_of::<T, PER>(numbers(x));
+        for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES * LANES)) {
+            tile::transpose(square);
+            if width == LANES {
+                to.copy_from_slice(&square.as_flattened()[..to.len()]);
+            } else {
+                for (to, line) in to.chunks_exact_mut(LANES).zip(&*square) {
+                    to[lane..lane + width].copy_from_slice(&line[lane..lane + width]);
+                }
             }
-        }
-    }
-    if depth % PER != 0 {
-        for j in 0..width {
-            to[whole * LANES + lane + j] = unit_of::<T, PER>(numbers(&x[(col + j) * stride..][whole * PER..depth]));
         }
     }
 }
 
-/// Lane j of the panel is column `col + j` of `x`.
+/// Neighbouring numbers as units; what is left of the last unit is zero.
 #[inline(always)]
-fn interleave<T: Element, const PER: usize>(
-    x: &[T],
-    (depth, lane, col, width, stride): (usize, usize, usize, usize, usize),
-    to: &mut [u32],
-) {
+fn units_of<T: Element, const PER: usize>(x: &[T], units: &mut [u32; LANES]) {
+    if PER == 1 {
+        units.iter_mut().zip(x).for_each(|(u, x)| *u = x.widen().to_bits());
+        return;
+    }
+    let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
+    halves.iter_mut().zip(x).for_each(|(h, x)| *h = x.nearest());
+    if x.len() % 2 == 1 {
+        halves[x.len()] = bf16::ZERO;
+    }
+}
+
+/// A column of the panels is a column of `x`.
+#[inline(always)]
+fn interleave<T: Element, const PER: usize>(x: &[T], run: &Run, to: &mut [u32]) {
+    /// Units of the depth that all panels take before the next ones: rows of memory are read while they are near.
+    const UNITS: usize = 32;
     let zeros = [T::ZERO; LANES];
-    for (l, to) in (0..depth).step_by(PER).zip(to.chunks_exact_mut(LANES)) {
-        let mut rows = [&zeros[..width]; PER];
-        for (i, row) in rows.iter_mut().enumerate().take(depth - l) {
-            *row = &x[(l + i) * stride + col..][..width];
-        }
-        for (j, to) in to[lane..lane + width].iter_mut().enumerate() {
-            let mut column = [T::ZERO; PER];
-            for (c, row) in column.iter_mut().zip(rows) {
-                *c = row[j];
+    for first in (0..run.depth.div_ceil(PER)).step_by(UNITS) {
+        let whole = UNITS.min(run.depth / PER - first.min(run.depth / PER));
+        for (p, lane, col, width) in run.pieces() {
+            let to = &mut to[p * run.panel + first * LANES..];
+            let from = &x[(first * PER * run.stride + col).min(x.len())..];
+            if width == LANES && PER == 2 {
+                T::pairs(from, run.stride, to[..whole * LANES].as_chunks_mut().0);
+            } else {
+                for (u, to) in to.chunks_exact_mut(LANES).take(whole).enumerate() {
+                    let row = |i: usize| &from[(u * PER + i) * run.stride..][..width];
+                    pairs::<T, PER>(row(0), row(PER - 1), &mut to[lane..lane + width]);
+                }
             }
-            *to = unit_of(column);
+            // The last unit of an odd depth.
+            if whole < UNITS && run.depth % PER != 0 {
+                let row = &from[whole * PER * run.stride..][..width];
+                pairs::<T, PER>(row, &zeros, &mut to[whole * LANES + lane..][..width]);
+            }
         }
     }
 }
 
-/// The numbers of a unit; zeros where there are no more.
+/// Units of the numbers of one row, or of those of two rows in pairs.
 #[inline(always)]
-fn numbers<T: Element, const PER: usize>(x: &[T]) -> [T; PER] {
-    let mut numbers = [T::ZERO; PER];
-    for (n, x) in numbers.iter_mut().zip(x) {
-        *n = *x;
+fn pairs<T: Element, const PER: usize>(first: &[T], second: &[T], units: &mut [u32]) {
+    for ((u, a), b) in units.iter_mut().zip(first).zip(second) {
+        *u = if PER == 1 {
+            a.widen().to_bits()
+        } else {
+            u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16
+        };
     }
-    numbers
 }

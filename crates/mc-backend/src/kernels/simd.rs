@@ -3,9 +3,8 @@
 //! Loops are written over fixed-size lanes, which the compiler turns into vector instructions of whatever width
 //! [`simd`] has enabled. Sums run over 16 partial sums that are added in a fixed order.
 
+use super::tile::{self, LANES};
 use half::{bf16, f16};
-
-const LANES: usize = 16;
 
 /// Runs `f` compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
 #[inline]
@@ -25,9 +24,23 @@ pub(crate) trait Element: Copy + Send + Sync {
         let nan = bits >> 16 | 0x40;
         bf16::from_bits(if bits & 0x7FFF_FFFF > 0x7F80_0000 { nan } else { rounded } as u16)
     }
+    /// Pairs of 16 neighbouring columns, rounded to `bf16`; see [`tile::pairs`].
+    #[inline(always)]
+    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
+        for (i, pairs) in pairs.iter_mut().enumerate() {
+            let (first, second) = (&x[2 * i * stride..][..LANES], &x[(2 * i + 1) * stride..][..LANES]);
+            for ((p, a), b) in pairs.iter_mut().zip(first).zip(second) {
+                *p = u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16;
+            }
+        }
+    }
 }
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
+        tile::rounded_pairs(x, stride, pairs);
+    }
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -38,6 +51,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn nearest(self) -> bf16 {
         self
+    }
+    #[inline(always)]
+    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
+        tile::pairs(bytemuck::cast_slice(x), stride, pairs);
     }
     #[inline(always)]
     fn widen(self) -> f32 {

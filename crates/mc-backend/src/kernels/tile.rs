@@ -11,6 +11,7 @@
 //! loaded vector serves 6 multiplications and 24 independent sums hide the latency of 4 to 6 cycles. Where fewer panels
 //! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust.
 
+use super::simd::Element;
 use std::sync::LazyLock;
 
 /// Columns of a panel.
@@ -252,6 +253,45 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
     }
 }
 
+/// Pairs of 16 neighbouring columns: two rows of `x`, which lie `stride` apart, become one row of pairs, the first of the
+/// two in the low half.
+#[inline(always)]
+pub(crate) fn pairs(x: &[u16], stride: usize, pairs: &mut [[u32; LANES]]) {
+    check_rows(x.len(), stride, pairs.len());
+    #[cfg(target_arch = "x86_64")]
+    if *ISA == Isa::Avx512 {
+        // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
+        #[allow(unsafe_code)]
+        return unsafe { avx512::pairs(x, stride, pairs) };
+    }
+    for (x, pairs) in x.chunks(2 * stride).zip(pairs) {
+        for ((p, a), b) in pairs.iter_mut().zip(x).zip(&x[stride..]) {
+            *p = u32::from(*a) | u32::from(*b) << 16;
+        }
+    }
+}
+
+/// As [`pairs`], of numbers that are rounded to `bf16`.
+#[inline(always)]
+pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) {
+    check_rows(x.len(), stride, pairs.len());
+    #[cfg(target_arch = "x86_64")]
+    if *ISA == Isa::Avx512 {
+        // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
+        #[allow(unsafe_code)]
+        return unsafe { avx512::rounded_pairs(x, stride, pairs) };
+    }
+    for (x, pairs) in x.chunks(2 * stride).zip(pairs) {
+        for ((p, a), b) in pairs.iter_mut().zip(x).zip(&x[stride..]) {
+            *p = u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16;
+        }
+    }
+}
+
+fn check_rows(len: usize, stride: usize, pairs: usize) {
+    assert!(pairs == 0 || stride > 0 && (2 * pairs - 1) * stride + LANES <= len, "rows of pairs out of bounds");
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     //! The tiles in AVX-512. All functions are unsafe for the same reason: `Place` holds raw pointers.
@@ -303,6 +343,50 @@ mod avx512 {
     pub(super) unsafe fn f32(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
         unsafe { choose::<F32>(panels, size, p) }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; `x` has two rows of 16 for each of `pairs`.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn pairs(x: &[u16], stride: usize, pairs: &mut [[u32; LANES]]) {
+        for (i, pairs) in pairs.iter_mut().enumerate() {
+            // SAFETY: 16 halves are 256 bits, and 16 pairs are 512.
+            unsafe {
+                let row = x.as_ptr().add(2 * i * stride);
+                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.cast()));
+                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.add(stride).cast()));
+                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`pairs`].
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) {
+        for (i, pairs) in pairs.iter_mut().enumerate() {
+            // SAFETY: 16 numbers are 512 bits.
+            unsafe {
+                let row = x.as_ptr().add(2 * i * stride);
+                let low = nearest(_mm512_loadu_si512(row.cast()));
+                let high = nearest(_mm512_loadu_si512(row.add(stride).cast()));
+                let both = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
+                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
+            }
+        }
+    }
+
+    /// The bits of each number rounded to `bf16`, in its upper half; the lower one is zero. As `Element::nearest`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn nearest(bits: __m512i) -> __m512i {
+        let upper = _mm512_set1_epi32(-0x1_0000);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF_FFFF));
+        let nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F80_0000));
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+        _mm512_and_si512(_mm512_mask_blend_epi32(nan, rounded, quiet), upper)
     }
 
     /// Exchanges rows and columns: pairs of rows are interleaved by one, two, four and eight elements.

@@ -14,12 +14,18 @@ use crate::{
 };
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::cell::Cell;
 
-/// Logits that exist at one time on the CPU: 32 million `f32` are 128 MB. The head is packed once for each chunk, and
-/// 200 rows of the largest vocabularies are enough to pay for that.
-const CHUNK: usize = 32 << 20;
+/// Logits that exist at one time on the CPU: 16 million `f32` are 64 MB. The head is packed once for each chunk, and
+/// 100 rows of the largest vocabularies are enough to pay for that.
+const CHUNK: usize = 16 << 20;
 /// Rows of the head that are packed at a time, a multiple of a panel's columns.
 const BLOCK: usize = 4096;
+
+thread_local! {
+    /// The last call's logits: a buffer so large costs more to get from the system than to fill.
+    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Σ over the supervised positions of `ln Σ exp(h·Wᵀ) − (h·Wᵀ)[target]`, a scalar in `f32`, or in `f64` for `f64` input.
 ///
@@ -41,7 +47,8 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
     let mut gradient = vec![0f32; if wants_gradient { h.len() } else { 0 }];
     let mut loss = 0f64;
     let in_chunk = (CHUNK / v).clamp(1, positions.len().max(1));
-    let mut logits = vec![0f32; in_chunk.next_multiple_of(MAX_ROWS) * v];
+    let mut logits = LOGITS.take();
+    logits.resize(in_chunk.next_multiple_of(MAX_ROWS) * v, 0.0);
     let mut dx = vec![0f32; if wants_gradient { in_chunk * d } else { 0 }];
     for (positions, targets) in positions.chunks(in_chunk).zip(targets.chunks(in_chunk)) {
         let n = positions.len();
@@ -58,6 +65,7 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
             }
         }
     }
+    LOGITS.set(logits);
     let gradient = wants_gradient.then(|| Tensor::from_vec(gradient, hidden.shape(), hidden.device())).transpose()?;
     graft([hidden], Value::cpu(vec![loss as f32], ()), move |g| match &gradient {
         Some(gradient) => Ok([Some(gradient.broadcast_mul(g)?)]),
