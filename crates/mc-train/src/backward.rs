@@ -55,11 +55,7 @@ pub fn checkpointed_backward(
     in_pool(|| checkpointed(what, batch, variables))
 }
 
-fn checkpointed(
-    what: &Differentiated,
-    batch: &Batch,
-    variables: &[(String, Var)],
-) -> Result<(Tensor, GradStore)> {
+fn checkpointed(what: &Differentiated, batch: &Batch, variables: &[(String, Var)]) -> Result<(Tensor, GradStore)> {
     let last = what.model.num_blocks().saturating_sub(1);
     let mut inputs = Vec::with_capacity(last + 1);
     let mut x = what.model.embed(&batch.ids, batch.shape)?;

@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod few;
 pub(crate) mod operand;
 pub(crate) mod rows;
+pub(crate) mod scratch;
 pub(crate) mod simd;
 pub(crate) mod tile;
 

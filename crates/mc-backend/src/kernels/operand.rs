@@ -6,13 +6,14 @@
 //! once per row of A, so from some dozens of rows on it costs little, and no second copy of a weight outlives a call.
 
 use super::{
+    scratch::Scratch,
     simd::{Element, simd},
     tile::{self, Arithmetic, LANES, MAX_ROWS, Start},
 };
 use crate::weight::Elements;
 use half::bf16;
 use rayon::prelude::*;
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 /// A row-major matrix in memory, rows `stride` elements apart.
 #[derive(Clone, Copy)]
@@ -216,30 +217,10 @@ pub(crate) struct Part<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Panels {
     arithmetic: Option<Arithmetic>,
-    units: Vec<u32>,
+    units: Scratch,
     /// Units.
     pub(crate) depth: usize,
     pub(crate) cols: usize,
-}
-
-thread_local! {
-    /// Buffers of panels that were dropped on this thread, to be used again: they are large and short-lived.
-    static SPARE: RefCell<Vec<Vec<u32>>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Drop for Panels {
-    fn drop(&mut self) {
-        /// As many as a block of a model uses at once.
-        const KEPT: usize = 6;
-        let units = std::mem::take(&mut self.units);
-        // A thread that ends has no spare buffers any more, which is as well.
-        let _ = SPARE.try_with(|s| {
-            let mut spare = s.borrow_mut();
-            if spare.len() < KEPT {
-                spare.push(units);
-            }
-        });
-    }
 }
 
 impl Panels {
@@ -262,16 +243,7 @@ impl Panels {
     }
 
     fn empty(arithmetic: Arithmetic, depth: usize, cols: usize) -> Self {
-        let len = cols.div_ceil(LANES) * LANES * depth;
-        let fitting = |spare: &Vec<Vec<u32>>| {
-            let of = |i: &usize| spare[*i].capacity();
-            (0..spare.len()).filter(|i| of(i) >= len).min_by_key(of).or_else(|| (0..spare.len()).max_by_key(of))
-        };
-        let mut units = SPARE.with(|s| {
-            let mut spare = s.borrow_mut();
-            fitting(&spare).map(|i| spare.swap_remove(i)).unwrap_or_default()
-        });
-        units.resize(len, 0);
+        let units = Scratch::new(cols.div_ceil(LANES) * LANES * depth);
         Self { arithmetic: Some(arithmetic), units, depth, cols }
     }
 
@@ -354,13 +326,7 @@ fn overlap(part: &Part, cols: &Range<usize>) -> Range<usize> {
     start..cols.end.min(part.col + part.size.1).max(start)
 }
 
-fn pack_part<T: Element>(
-    arithmetic: Arithmetic,
-    x: &[T],
-    run: &Run,
-    transposed: bool,
-    to: &mut [u32],
-) {
+fn pack_part<T: Element>(arithmetic: Arithmetic, x: &[T], run: &Run, transposed: bool, to: &mut [u32]) {
     simd(
         #[inline(always)]
         || match (arithmetic, transposed) {

@@ -7,6 +7,7 @@ use crate::{
         self,
         operand::{Matrix, Panels, Part, Rows, round_in_place},
         rows,
+        scratch::Scratch,
         tile::{Arithmetic, MAX_ROWS, Start},
     },
     ops::group::rows_at_once,
@@ -14,18 +15,12 @@ use crate::{
 };
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
-use std::cell::Cell;
 
 /// Logits that exist at one time on the CPU: 16 million `f32` are 64 MB. The head is packed once for each chunk, and
 /// 100 rows of the largest vocabularies are enough to pay for that.
 const CHUNK: usize = 16 << 20;
 /// Rows of the head that are packed at a time, a multiple of a panel's columns.
 const BLOCK: usize = 4096;
-
-thread_local! {
-    /// The last call's logits: a buffer so large costs more to get from the system than to fill.
-    static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
 
 /// Σ over the supervised positions of `ln Σ exp(h·Wᵀ) − (h·Wᵀ)[target]`, a scalar in `f32`, or in `f64` for `f64` input.
 ///
@@ -47,25 +42,24 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
     let mut gradient = vec![0f32; if wants_gradient { h.len() } else { 0 }];
     let mut loss = 0f64;
     let in_chunk = (CHUNK / v).clamp(1, positions.len().max(1));
-    let mut logits = LOGITS.take();
-    logits.resize(in_chunk.next_multiple_of(MAX_ROWS) * v, 0.0);
+    let mut logits = Scratch::new(in_chunk.next_multiple_of(MAX_ROWS) * v);
+    let logits = logits.f32();
     let mut dx = vec![0f32; if wants_gradient { in_chunk * d } else { 0 }];
     for (positions, targets) in positions.chunks(in_chunk).zip(targets.chunks(in_chunk)) {
         let n = positions.len();
         let x: Vec<f32> = positions.iter().flat_map(|p| &h[*p as usize * d..(*p as usize + 1) * d]).copied().collect();
         let mut losses = vec![0f32; n];
-        head_product(&x, elements, head.arithmetic(), (n, v, d), &mut logits);
+        head_product(&x, elements, head.arithmetic(), (n, v, d), logits);
         rows::cross_entropy(&mut logits[..n * v], targets, wants_gradient, &mut losses);
         loss += losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         if wants_gradient {
-            head_gradient(&mut logits, elements, head.arithmetic(), (n, v, d), &mut dx[..n * d]);
+            head_gradient(logits, elements, head.arithmetic(), (n, v, d), &mut dx[..n * d]);
             for (p, dx) in positions.iter().zip(dx.chunks_exact(d)) {
                 let row = &mut gradient[*p as usize * d..(*p as usize + 1) * d];
                 row.iter_mut().zip(dx).for_each(|(g, dx)| *g += dx);
             }
         }
     }
-    LOGITS.set(logits);
     let gradient = wants_gradient.then(|| Tensor::from_vec(gradient, hidden.shape(), hidden.device())).transpose()?;
     graft([hidden], Value::cpu(vec![loss as f32], ()), move |g| match &gradient {
         Some(gradient) => Ok([Some(gradient.broadcast_mul(g)?)]),

@@ -14,6 +14,7 @@ use crate::{
         self,
         operand::{Rows, round, widen},
         rows,
+        scratch::Scratch,
         tile::Start,
     },
 };
@@ -112,12 +113,14 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     if are_few(n) && !tracked {
         let mut h = vec![0f32; n * d];
         rows::rms_norm_rows(&x_slice, &weight, eps, &mut h);
-        let gate_up = wide.few(n, &h, outer);
+        let mut gate_up = vec![0f32; n * outer];
+        wide.few(n, &h, (&mut gate_up, outer));
         let mut act = vec![0f32; n * inner];
         for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
             rows::swiglu_row(&row[..inner], &row[up_at..up_at + inner], act);
         }
-        let mut y = narrow.few(n, &act, d);
+        let mut y = vec![0f32; n * d];
+        narrow.few(n, &act, (&mut y, d));
         y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
         drop(x_slice);
         return Tensor::from_vec(y, x.shape(), x.device());
@@ -137,19 +140,20 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         .zip(act.units.par_chunks_mut((at_once * act_stride).max(1)));
     blocks.zip(rows_of).zip(saved_blocks).for_each(|(((y, x), (h, act)), saved)| {
         let n = x.len() / d;
-        let mut wide_out = vec![0f32; n * outer];
+        let mut wide_out = Scratch::new(n * outer);
+        let wide_out = wide_out.f32();
         let mut row = vec![0f32; d.max(inner)];
         for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
             rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
             round(arithmetic, &row[..d], 1.0, h);
         }
         let start = wide.bias().map_or(Start::Zero, Start::Row);
-        first.run(n, (h, h_stride), start, (&mut wide_out, outer));
+        first.run(n, (h, h_stride), start, (wide_out, outer));
         for (out, act) in wide_out.chunks_exact(outer).zip(act.chunks_exact_mut(act_stride)) {
             rows::swiglu_row(&out[..inner], &out[up_at..up_at + inner], &mut row[..inner]);
             round(narrow.arithmetic, &row[..inner], 1.0, act);
         }
-        saved.fill(&wide_out, outer);
+        saved.fill(wide_out, outer);
         second.run(n, (act, act_stride), Start::Matrix(x, d), (y, d));
         if let Some(bias) = narrow.bias() {
             y.chunks_exact_mut(d).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
@@ -178,8 +182,9 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
             for (g, units) in g.chunks_exact(d).zip(g_rows.chunks_exact_mut(g_stride)) {
                 round(narrow.arithmetic, g, 1.0, units);
             }
-            let mut d_act = vec![0f32; n * inner];
-            first.run(n, (g_rows, g_stride), Start::Zero, (&mut d_act, inner));
+            let mut d_act = Scratch::new(n * inner);
+            let d_act = d_act.f32();
+            first.run(n, (g_rows, g_stride), Start::Zero, (d_act, inner));
             let mut row = vec![0f32; outer];
             for (i, (d_act, units)) in d_act.chunks_exact(inner).zip(d_wide.chunks_exact_mut(wide_stride)).enumerate() {
                 widen(arithmetic, gate_up.row(top + i), &mut row);

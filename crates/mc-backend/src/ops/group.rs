@@ -175,7 +175,8 @@ impl Group {
             let depth = unit(inner) + unit(l.ranks.start);
             whole.push(Part { depth, col: m.out.start, size: (r, m.out.len()), matrix, transposed: true });
         }
-        let to = self.members.last().map_or(0, |m| m.out.end);
+        // Of several, with the columns between and after them, so that all of the output is written.
+        let to = if let [only] = &self.members[..] { only.out.end } else { self.outer };
         self.stage(inner, to, &low, &whole)
     }
 
@@ -264,8 +265,7 @@ impl Group {
     }
 
     /// The forward pass of a few rows, whose cost is reading the matrices: rows of `stride`, nothing rounded.
-    pub(super) fn few(&self, n: usize, x: &[f32], stride: usize) -> Vec<f32> {
-        let mut y = vec![0f32; n * stride];
+    pub(super) fn few(&self, n: usize, x: &[f32], (y, stride): (&mut [f32], usize)) {
         for m in &self.members {
             let Some(elements) = m.weight.elements() else { continue };
             let bias = self.bias().map(|b| &b[m.out.clone()]);
@@ -276,9 +276,8 @@ impl Group {
                 (h, l)
             });
             let low = low.as_ref().map(|(h, l)| few::Low { h, b: &l.b, rank: l.ranks.len() });
-            few::times_transposed(n, x, Matrix::new(elements, self.inner), bias, low, (&mut y, stride, m.out.start));
+            few::times_transposed(n, x, Matrix::new(elements, self.inner), bias, low, (y, stride, m.out.start));
         }
-        y
     }
 }
 

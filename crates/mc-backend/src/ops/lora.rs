@@ -103,7 +103,9 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
     let shape = linear::output_shape(x, linear.weight);
 
     if are_few(n) && !tracked && mask.is_none() {
-        return Tensor::from_vec(group.few(n, &x_slice, outer), shape, x.device());
+        let mut y = vec![0f32; n * outer];
+        group.few(n, &x_slice, (&mut y, outer));
+        return Tensor::from_vec(y, shape, x.device());
     }
 
     let masked = |mask: &[f32]| x_slice.iter().zip(mask).map(|(x, m)| x * m).collect::<Vec<f32>>();

@@ -17,6 +17,7 @@ use crate::{
         attention::{self as kernel, Gradients, Packed, View},
         operand::{Matrix, Rows, round, widen},
         rows,
+        scratch::Scratch,
         tile::Start,
     },
 };
@@ -228,9 +229,10 @@ impl Block {
     }
 
     /// Turned queries and keys, and values, `(n, outer)`; keeps what the backward pass reads where there is room for it.
-    fn project(&self, x: &[f32], h: &mut Rows, mut keep: [Option<&mut Rows>; 2]) -> Result<Vec<f32>> {
+    fn project(&self, x: &[f32], h: &mut Rows, mut keep: [Option<&mut Rows>; 2]) -> Result<Scratch> {
         let (n, outer, hidden) = (self.rows(), self.qkv.outer, self.size.2);
-        let mut out = vec![0f32; n * outer];
+        let mut scratch = Scratch::new(n * outer);
+        let out = scratch.f32();
         let (stage, stride, at_once) = (self.qkv.forward(), h.stride, rows_at_once(n));
         let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
@@ -251,7 +253,7 @@ impl Block {
             }
             turned.fill(out, outer);
         });
-        Ok(out)
+        Ok(scratch)
     }
 
     /// Attention, output projection and residual: `(n, hidden)`.
@@ -269,8 +271,9 @@ impl Block {
         let (stage, stride) = (self.o.forward(), attended.stride);
         let chunks = (&mut y[..], hidden, &mut attended.units[..], stride);
         kernel::over_tiles(shape, chunks, sums, |b, tile, y, units, sums| {
-            let mut out = vec![0f32; tile.len() * width];
-            kernel::forward(shape, &packed, (b, tile.clone()), q, &mut out, sums);
+            let mut out = Scratch::new(tile.len() * width);
+            let out = out.f32();
+            kernel::forward(shape, &packed, (b, tile.clone()), q, out, sums);
             let mut rows = self.o.input_rows(tile.len());
             for (out, units) in out.chunks_exact(width).zip(rows.units.chunks_exact_mut(stride)) {
                 round(self.o.arithmetic, out, 1.0, units);
@@ -293,16 +296,19 @@ impl Block {
     fn untracked(&self, x: &Tensor, cache: Option<&mut Append>, how: &Attention) -> Result<Tensor> {
         let ((b, t, hidden), n, outer, d) = (self.size, self.rows(), self.qkv.outer, self.d);
         let x_slice = kernels::slice(x)?;
-        let qkv = if are_few(n) {
+        let mut scratch = if are_few(n) {
             let mut h = vec![0f32; n * hidden];
             rows::rms_norm_rows(&x_slice, &self.norm, self.eps, &mut h);
-            let mut out = self.qkv.few(n, &h, outer);
+            let mut scratch = Scratch::new(n * outer);
+            let out = scratch.f32();
+            self.qkv.few(n, &h, (out, outer));
             let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
             out.chunks_exact_mut(outer).enumerate().for_each(|(i, row)| self.turn(i, (&cos, &sin), row));
-            out
+            scratch
         } else {
             self.project(&x_slice, &mut self.qkv.input_rows(n), [None, None])?
         };
+        let qkv: &[f32] = scratch.f32();
         let part = |columns: &Range<usize>| {
             let numbers = qkv.chunks_exact(outer).flat_map(|row| &row[columns.clone()]).copied().collect();
             Tensor::from_vec(numbers, (b, t, columns.len() / d, d), x.device())
@@ -313,7 +319,7 @@ impl Block {
             None => (k, v),
         };
         let shape = self.shape(k.dim(1)?, how)?;
-        let q = View::columns(Matrix::f32(&qkv, outer), self.columns[0].start, t, d);
+        let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);
         let (k, v) = (attention::dense(&k)?, attention::dense(&v)?);
         let mut y = vec![];
         attention::with_views([&k, &v], |[k, v]| {
@@ -324,7 +330,8 @@ impl Block {
             }
             let mut out = vec![0f32; n * self.columns[0].len()];
             kernel::decode(&shape, q, k, v, &mut out);
-            y = self.o.few(n, &out, hidden);
+            y = vec![0f32; n * hidden];
+            self.o.few(n, &out, (&mut y, hidden));
             y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
         })?;
         Tensor::from_vec(y, x.shape(), x.device())
@@ -343,8 +350,8 @@ impl Block {
             sums: vec![0f32; n * shape.heads],
         };
         let x_slice = kernels::slice(x)?;
-        let turned = self.project(&x_slice, &mut saved.h, [saved.raw.as_mut(), Some(&mut saved.qkv)])?;
-        let [q, k, v] = self.views(Matrix::f32(&turned, outer));
+        let mut turned = self.project(&x_slice, &mut saved.h, [saved.raw.as_mut(), Some(&mut saved.qkv)])?;
+        let [q, k, v] = self.views(Matrix::f32(turned.f32(), outer));
         let y = self.attend(&x_slice, &shape, (q, k, v), &mut saved.attended, &mut saved.sums);
         drop(x_slice);
         let value = Value::cpu(y, x.shape());
@@ -368,7 +375,8 @@ impl Block {
         let (x, g_slice) = (kernels::slice(x)?, kernels::slice(g)?);
 
         let mut g_rows = self.o.gradient_rows(n);
-        let mut d_attended = vec![0f32; n * width];
+        let mut d_attended = Scratch::new(n * width);
+        let d_attended = d_attended.f32();
         let (stage, stride) = (self.o.backward(true), g_rows.stride);
         let blocks = d_attended.par_chunks_mut(at_once * width).zip(g_slice.par_chunks(at_once * hidden));
         blocks.zip(g_rows.units.par_chunks_mut(at_once * stride)).for_each(|((d_attended, g), units)| {
@@ -381,7 +389,7 @@ impl Block {
 
         let [q, k, v] = self.views(saved.qkv.matrix(0));
         let packed = Packed::new(shape, arithmetic, k, v, true);
-        let d_out = View::columns(Matrix::f32(&d_attended, width), 0, t, self.d);
+        let d_out = View::columns(Matrix::f32(d_attended, width), 0, t, self.d);
         let heads = Gradients::new(shape, &packed, [q, d_out], &saved.sums);
         drop(packed);
 
