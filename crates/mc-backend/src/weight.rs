@@ -51,6 +51,14 @@ pub(crate) enum Elements<'a> {
 }
 
 impl Elements<'_> {
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F16(x) => x.len(),
+            Self::BF16(x) => x.len(),
+        }
+    }
+
     /// Element `i`, widened.
     pub(crate) fn get(self, i: usize) -> f32 {
         match self {

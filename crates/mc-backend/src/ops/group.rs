@@ -265,19 +265,25 @@ impl Group {
     }
 
     /// The forward pass of a few rows, whose cost is reading the matrices: rows of `stride`, nothing rounded.
-    pub(super) fn few(&self, n: usize, x: &[f32], (y, stride): (&mut [f32], usize)) {
-        for m in &self.members {
-            let Some(elements) = m.weight.elements() else { continue };
+    pub(super) fn few(&self, n: usize, x: &[f32], y: (&mut [f32], usize)) {
+        let low: Vec<_> = self.members.iter().map(|m| m.low.as_ref().map(|l| (l, self.few_low(n, x, l)))).collect();
+        let factors = self.members.iter().zip(&low).filter_map(|(m, low)| {
+            let w = Matrix::new(m.weight.elements()?, self.inner);
             let bias = self.bias().map(|b| &b[m.out.clone()]);
-            let low = m.low.as_ref().map(|l| {
-                let mut h = vec![0f32; n * l.ranks.len()];
-                few::times_transposed(n, x, Matrix::f32(&l.a, self.inner), None, None, (&mut h, l.ranks.len(), 0));
-                h.iter_mut().for_each(|h| *h *= l.scale);
-                (h, l)
-            });
-            let low = low.as_ref().map(|(h, l)| few::Low { h, b: &l.b, rank: l.ranks.len() });
-            few::times_transposed(n, x, Matrix::new(elements, self.inner), bias, low, (y, stride, m.out.start));
-        }
+            let low = low.as_ref().map(|(l, h)| few::Low { h, b: &l.b, rank: l.ranks.len() });
+            Some(few::Factor { w, bias, low, first: m.out.start })
+        });
+        few::times_transposed(n, x, &factors.collect::<Vec<_>>(), y);
+    }
+
+    /// `scale·x·Aᵀ` of a few rows.
+    fn few_low(&self, n: usize, x: &[f32], low: &Low) -> Vec<f32> {
+        let rank = low.ranks.len();
+        let mut h = vec![0f32; n * rank];
+        let a = few::Factor { w: Matrix::f32(&low.a, self.inner), bias: None, low: None, first: 0 };
+        few::times_transposed(n, x, &[a], (&mut h, rank));
+        h.iter_mut().for_each(|h| *h *= low.scale);
+        h
     }
 }
 
