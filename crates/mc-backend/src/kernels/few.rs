@@ -145,6 +145,9 @@ fn widened(w: &[bf16], input: &Input, i: usize, range: &Range<usize>, y: &mut [f
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
+    //! The dot product in AVX-512.
+    #![allow(unsafe_code, clippy::wildcard_imports)]
+
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -153,19 +156,18 @@ mod avx512 {
     /// # Safety
     /// The CPU has AVX-512, and even and odd numbers of x are padded to whole vectors.
     #[target_feature(enable = "avx512f")]
-    #[allow(unsafe_code)]
     pub(super) unsafe fn dot(w: &[bf16], even: &[f32], odd: &[f32]) -> f32 {
         /// Vectors at a time, so that sums do not wait for each other.
         const STEP: usize = 4;
         /// Bytes ahead of the one in use.
         const AHEAD: usize = 2048;
-        let (units, at) = (w.len() / 2, w.as_ptr().cast::<i32>());
+        let (units, at) = (w.len() / 2, w.as_ptr());
         let mut sums = [_mm512_setzero_ps(); 2 * STEP];
         let upper = _mm512_set1_epi32(-0x1_0000);
         let mut add = |u: usize, i: usize, mask: __mmask16| {
             // SAFETY: x is padded, and units beyond the row are masked.
             unsafe {
-                let unit = _mm512_maskz_loadu_epi32(mask, at.add(u));
+                let unit = _mm512_maskz_loadu_epi32(mask, at.add(2 * u).cast());
                 let (x0, x1) = (_mm512_loadu_ps(even.as_ptr().add(u)), _mm512_loadu_ps(odd.as_ptr().add(u)));
                 let (w0, w1) = (_mm512_slli_epi32::<16>(unit), _mm512_and_si512(unit, upper));
                 sums[2 * i] = _mm512_fmadd_ps(_mm512_castsi512_ps(w0), x0, sums[2 * i]);
@@ -175,7 +177,7 @@ mod avx512 {
         let whole = units / (16 * STEP) * (16 * STEP);
         for u in (0..whole).step_by(16 * STEP) {
             for i in 0..STEP {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(u + 16 * i + AHEAD / 4).cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * (u + 16 * i) + AHEAD / 2).cast());
                 add(u + 16 * i, i, !0);
             }
         }

@@ -95,7 +95,7 @@ impl Rows {
     }
 
     /// The left side of a product that begins at row `i`.
-    pub(crate) fn from_row(&self, i: usize) -> (&[u32], usize) {
+    pub(crate) fn left_from(&self, i: usize) -> (&[u32], usize) {
         (&self.units[i * self.stride..], self.stride)
     }
 
@@ -226,9 +226,9 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs `depth` units × `cols` in parallel; where no part lies there are zeros.
     pub(crate) fn pack(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
-        let mut panels = Self::empty(arithmetic, depth, cols);
         /// Panels that one unit of work fills, so that rows are read in longer pieces.
         const UNIT: usize = 4;
+        let mut panels = Self::empty(arithmetic, depth, cols);
         panels.units.par_chunks_mut((UNIT * LANES * depth).max(1)).enumerate().for_each(|(u, units)| {
             pack(arithmetic, depth, u * UNIT * LANES..((u + 1) * UNIT * LANES).min(cols), parts, units);
         });
@@ -414,7 +414,7 @@ fn interleave<T: Element, const PER: usize>(x: &[T], run: &Run, to: &mut [u32]) 
                 }
             }
             // The last unit of an odd depth.
-            if whole < UNITS && run.depth % PER != 0 {
+            if whole < UNITS && !run.depth.is_multiple_of(PER) {
                 let row = &from[whole * PER * run.stride..][..width];
                 pairs::<T, PER>(row, &zeros, &mut to[whole * LANES + lane..][..width]);
             }

@@ -246,9 +246,10 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
         }
         return;
     }
-    for i in 0..LANES {
-        for j in 0..i {
-            (square[i][j], square[j][i]) = (square[j][i], square[i][j]);
+    let from = *square;
+    for (i, row) in square.iter_mut().enumerate() {
+        for (to, from) in row.iter_mut().zip(&from) {
+            *to = from[i];
         }
     }
 }
@@ -295,7 +296,7 @@ fn check_rows(len: usize, stride: usize, pairs: usize) {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     //! The tiles in AVX-512. All functions are unsafe for the same reason: `Place` holds raw pointers.
-    #![allow(unsafe_code)]
+    #![allow(unsafe_code, clippy::wildcard_imports)]
 
     use super::{LANES, Place};
     use std::arch::x86_64::*;
@@ -308,6 +309,8 @@ mod avx512 {
     }
     struct F32;
     impl MultiplyAdd for F32 {
+        /// # Safety
+        /// The CPU has AVX-512.
         #[inline(always)]
         unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
             // SAFETY: the caller has AVX-512.
@@ -316,6 +319,8 @@ mod avx512 {
     }
     struct Bf16;
     impl MultiplyAdd for Bf16 {
+        /// # Safety
+        /// The CPU has AVX-512-BF16.
         #[inline(always)]
         unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
             // SAFETY: the caller has AVX-512-BF16; a 512-bit vector is 32 bf16 as well.
@@ -428,6 +433,8 @@ mod avx512 {
         }
     }
 
+    /// # Safety
+    /// As for [`super::multiply`], and the CPU has the instruction of `T`.
     #[inline(always)]
     unsafe fn choose<T: MultiplyAdd>(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
@@ -441,6 +448,8 @@ mod avx512 {
         }
     }
 
+    /// # Safety
+    /// As for [`choose`].
     #[inline(always)]
     unsafe fn tile<T: MultiplyAdd, const ROWS: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
         // SAFETY: what is read of A and B is padded to whole tiles; what is read of `start` and written to C is masked

@@ -219,7 +219,10 @@ pub(super) fn dense(x: &Tensor) -> Result<Tensor> {
     if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
 }
 
-pub(super) fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce([kernel::View; N])) -> Result<()> {
+pub(super) fn with_views<const N: usize, R>(
+    tensors: [&Tensor; N],
+    run: impl FnOnce([kernel::View; N]) -> R,
+) -> Result<R> {
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut views = Vec::with_capacity(N);
     for (storage, layout) in &guards {
@@ -228,10 +231,9 @@ pub(super) fn with_views<const N: usize>(tensors: [&Tensor; N], run: impl FnOnce
         views.push(view);
     }
     match views.try_into() {
-        Ok(views) => run(views),
+        Ok(views) => Ok(run(views)),
         Err(_) => bail!("as many views as tensors"),
     }
-    Ok(())
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<kernel::Shape> {

@@ -82,7 +82,7 @@ fn head_product(
         let panels = Panels::pack(arithmetic, arithmetic.units(d), width, &[part]);
         logits[..n * v].par_chunks_mut(at_once * v).enumerate().for_each(|(block, logits)| {
             let n = logits.len() / v;
-            panels.multiply(n, rows.from_row(block * at_once), Start::Zero, (&mut logits[first..], v));
+            panels.multiply(n, rows.left_from(block * at_once), Start::Zero, (&mut logits[first..], v));
         });
     }
 }

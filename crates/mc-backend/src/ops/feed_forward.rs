@@ -114,13 +114,13 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         let mut h = vec![0f32; n * d];
         rows::rms_norm_rows(&x_slice, &weight, eps, &mut h);
         let mut gate_up = vec![0f32; n * outer];
-        wide.few(n, &h, (&mut gate_up, outer));
+        wide.few(n, &h, (&mut gate_up, outer))?;
         let mut act = vec![0f32; n * inner];
         for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
             rows::swiglu_row(&row[..inner], &row[up_at..up_at + inner], act);
         }
         let mut y = vec![0f32; n * d];
-        narrow.few(n, &act, (&mut y, d));
+        narrow.few(n, &act, (&mut y, d))?;
         y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
         drop(x_slice);
         return Tensor::from_vec(y, x.shape(), x.device());
@@ -130,7 +130,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     let arithmetic = wide.arithmetic;
     let (mut h, mut act) = (wide.input_rows(n), narrow.input_rows(n));
     let mut gate_up = tracked.then(|| Rows::new(arithmetic, n, &[outer]));
-    let (first, second) = (wide.forward(), narrow.forward());
+    let (first, second) = (wide.forward()?, narrow.forward()?);
     let (h_stride, act_stride, at_once) = (h.stride, act.stride, rows_at_once(n));
     let saved_blocks = Rows::blocks(gate_up.as_mut(), n, at_once);
     let blocks = y.par_chunks_mut((at_once * d).max(1)).zip(x_slice.par_chunks((at_once * d).max(1)));
@@ -168,7 +168,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         let g_slice = kernels::slice(g)?;
         let mut dx = vec![0f32; n * d];
         let (mut g_rows, mut d_wide) = (narrow.gradient_rows(n), wide.gradient_rows(n));
-        let (first, second) = (narrow.backward(true), wide.backward(true));
+        let (first, second) = (narrow.backward(true)?, wide.backward(true)?);
         let (g_stride, wide_stride) = (g_rows.stride, d_wide.stride);
         let blocks = dx.par_chunks_mut((at_once * d).max(1)).enumerate();
         let rows_of = g_rows

@@ -14,9 +14,9 @@ use crate::{
         tile::{Arithmetic, LANES, Start},
     },
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// A projection by a frozen matrix, with what an adapter adds: `x·Wᵀ + bias + scale·(dropout(x)·Aᵀ)·Bᵀ`.
 #[derive(Clone, Debug)]
@@ -77,11 +77,18 @@ struct Member {
 
 struct Low {
     /// `(rank, in)`
-    a: Vec<f32>,
+    a: Tensor,
     /// `(out, rank)`
-    b: Vec<f32>,
+    b: Tensor,
     scale: f32,
     ranks: Range<usize>,
+}
+
+impl Low {
+    /// The numbers of A and of B.
+    fn numbers(&self) -> Result<(impl Deref<Target = [f32]> + '_, impl Deref<Target = [f32]> + '_)> {
+        Ok((kernels::slice(&self.a)?, kernels::slice(&self.b)?))
+    }
 }
 
 /// The gradients of a trained part.
@@ -110,13 +117,9 @@ impl Group {
             }
             let low = match &p.lora {
                 Some(lora) => {
-                    let (r, numbers) = (lora.a.dim(0)?, |t: &Tensor| t.detach().flatten_all()?.to_vec1::<f32>());
-                    let low = Low {
-                        a: numbers(lora.a)?,
-                        b: numbers(lora.b)?,
-                        scale: lora.scale as f32,
-                        ranks: rank..rank + r,
-                    };
+                    let (r, dense) = (lora.a.dim(0)?, |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous());
+                    let low =
+                        Low { a: dense(lora.a)?, b: dense(lora.b)?, scale: lora.scale as f32, ranks: rank..rank + r };
                     rank += r.next_multiple_of(arithmetic.per_unit());
                     Some(low)
                 }
@@ -129,8 +132,7 @@ impl Group {
         for (p, member) in projections.iter().zip(&members) {
             if let Some(b) = p.bias {
                 bias.resize(outer, 0.0);
-                bias[member.out.clone()]
-                    .copy_from_slice(&b.detach().to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?);
+                bias[member.out.clone()].copy_from_slice(&b.detach().to_dtype(DType::F32)?.to_vec1::<f32>()?);
             }
         }
         Ok(Some(Self { arithmetic, inner, outer, rank, members, bias }))
@@ -157,7 +159,7 @@ impl Group {
     }
 
     /// The product of the forward pass: [`Group::input_rows`] → `(n, outer)`.
-    pub(super) fn forward(&self) -> Stage {
+    pub(super) fn forward(&self) -> Result<Stage> {
         let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
         let mut whole: Vec<Part> = self.weights(|m, elements| Part {
             depth: 0,
@@ -166,23 +168,23 @@ impl Group {
             matrix: Matrix::new(elements, inner),
             transposed: true,
         });
-        let mut low = vec![];
-        for (m, l) in self.low() {
+        let (numbers, mut low) = (self.numbers()?, vec![]);
+        for ((m, l), (a, b)) in self.low().zip(&numbers) {
             let r = l.ranks.len();
-            let matrix = Matrix::f32(&l.a, inner);
+            let matrix = Matrix::f32(a, inner);
             low.push(Part { depth: 0, col: l.ranks.start, size: (inner, r), matrix, transposed: true });
-            let matrix = Matrix::f32(&l.b, r);
+            let matrix = Matrix::f32(b, r);
             let depth = unit(inner) + unit(l.ranks.start);
             whole.push(Part { depth, col: m.out.start, size: (r, m.out.len()), matrix, transposed: true });
         }
         // Of several, with the columns between and after them, so that all of the output is written.
         let to = if let [only] = &self.members[..] { only.out.end } else { self.outer };
-        self.stage(inner, to, &low, &whole)
+        Ok(self.stage(inner, to, &low, &whole))
     }
 
     /// The product of the backward pass: [`Group::gradient_rows`] → `(n, inner)`, with the part that comes through the
     /// low-rank parts, or without.
-    pub(super) fn backward(&self, with_low: bool) -> Stage {
+    pub(super) fn backward(&self, with_low: bool) -> Result<Stage> {
         let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
         let mut whole: Vec<Part> = self.weights(|m, elements| Part {
             depth: unit(m.out.start),
@@ -191,29 +193,31 @@ impl Group {
             matrix: Matrix::new(elements, inner),
             transposed: false,
         });
-        let mut low = vec![];
-        for (m, l) in self.low() {
+        let (numbers, mut low) = (self.numbers()?, vec![]);
+        for ((m, l), (a, b)) in self.low().zip(&numbers) {
             let r = l.ranks.len();
-            let (matrix, depth) = (Matrix::f32(&l.b, r), unit(m.out.start));
+            let (matrix, depth) = (Matrix::f32(b, r), unit(m.out.start));
             low.push(Part { depth, col: l.ranks.start, size: (m.out.len(), r), matrix, transposed: false });
-            let (matrix, depth) = (Matrix::f32(&l.a, inner), unit(self.outer) + unit(l.ranks.start));
+            let (matrix, depth) = (Matrix::f32(a, inner), unit(self.outer) + unit(l.ranks.start));
             if with_low {
                 whole.push(Part { depth, col: 0, size: (r, inner), matrix, transposed: false });
             }
         }
-        self.stage(self.outer, inner, &low, &whole)
+        Ok(self.stage(self.outer, inner, &low, &whole))
     }
 
     /// What comes through the low-rank parts alone: their units of [`Group::gradient_rows`] → `(n, inner)`.
-    pub(super) fn low_backward(&self) -> Panels {
-        let parts = self.low().map(|(_, l)| Part {
+    pub(super) fn low_backward(&self) -> Result<Panels> {
+        let numbers = self.numbers()?;
+        let parts = self.low().zip(&numbers).map(|((_, l), (a, _))| Part {
             depth: self.arithmetic.units(l.ranks.start),
             col: 0,
             size: (l.ranks.len(), self.inner),
-            matrix: Matrix::f32(&l.a, self.inner),
+            matrix: Matrix::f32(a, self.inner),
             transposed: false,
         });
-        Panels::pack(self.arithmetic, self.arithmetic.units(self.rank), self.inner, &parts.collect::<Vec<_>>())
+        let parts: Vec<_> = parts.collect();
+        Ok(Panels::pack(self.arithmetic, self.arithmetic.units(self.rank), self.inner, &parts))
     }
 
     fn stage(&self, from: usize, to: usize, low: &[Part], whole: &[Part]) -> Stage {
@@ -231,6 +235,11 @@ impl Group {
 
     fn weights<'a>(&'a self, part: impl Fn(&'a Member, crate::weight::Elements<'a>) -> Part<'a>) -> Vec<Part<'a>> {
         self.members.iter().filter_map(|m| Some(part(m, m.weight.elements()?))).collect()
+    }
+
+    /// The numbers of all low-rank parts.
+    fn numbers(&self) -> Result<Vec<(impl Deref<Target = [f32]> + '_, impl Deref<Target = [f32]> + '_)>> {
+        self.low().map(|(_, l)| l.numbers()).collect()
     }
 
     fn low(&self) -> impl Iterator<Item = (&Member, &Low)> {
@@ -265,25 +274,28 @@ impl Group {
     }
 
     /// The forward pass of a few rows, whose cost is reading the matrices: rows of `stride`, nothing rounded.
-    pub(super) fn few(&self, n: usize, x: &[f32], y: (&mut [f32], usize)) {
-        let low: Vec<_> = self.members.iter().map(|m| m.low.as_ref().map(|l| (l, self.few_low(n, x, l)))).collect();
+    pub(super) fn few(&self, n: usize, x: &[f32], y: (&mut [f32], usize)) -> Result<()> {
+        let numbers = self.members.iter().map(|m| m.low.as_ref().map(Low::numbers).transpose());
+        let numbers = numbers.collect::<Result<Vec<_>>>()?;
+        let low = self.members.iter().zip(&numbers).map(|(m, numbers)| {
+            let (low, (a, b)) = m.low.as_ref().zip(numbers.as_ref())?;
+            let mut h = vec![0f32; n * low.ranks.len()];
+            let a = few::Factor { w: Matrix::f32(a, self.inner), bias: None, low: None, first: 0 };
+            few::times_transposed(n, x, &[a], (&mut h, low.ranks.len()));
+            for h in &mut h {
+                *h *= low.scale;
+            }
+            Some((h, &**b, low.ranks.len()))
+        });
+        let low: Vec<_> = low.collect();
         let factors = self.members.iter().zip(&low).filter_map(|(m, low)| {
             let w = Matrix::new(m.weight.elements()?, self.inner);
             let bias = self.bias().map(|b| &b[m.out.clone()]);
-            let low = low.as_ref().map(|(l, h)| few::Low { h, b: &l.b, rank: l.ranks.len() });
+            let low = low.as_ref().map(|(h, b, rank)| few::Low { h, b, rank: *rank });
             Some(few::Factor { w, bias, low, first: m.out.start })
         });
         few::times_transposed(n, x, &factors.collect::<Vec<_>>(), y);
-    }
-
-    /// `scale·x·Aᵀ` of a few rows.
-    fn few_low(&self, n: usize, x: &[f32], low: &Low) -> Vec<f32> {
-        let rank = low.ranks.len();
-        let mut h = vec![0f32; n * rank];
-        let a = few::Factor { w: Matrix::f32(&low.a, self.inner), bias: None, low: None, first: 0 };
-        few::times_transposed(n, x, &[a], (&mut h, rank));
-        h.iter_mut().for_each(|h| *h *= low.scale);
-        h
+        Ok(())
     }
 }
 

@@ -104,7 +104,7 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
 
     if are_few(n) && !tracked && mask.is_none() {
         let mut y = vec![0f32; n * outer];
-        group.few(n, &x_slice, (&mut y, outer));
+        group.few(n, &x_slice, (&mut y, outer))?;
         return Tensor::from_vec(y, shape, x.device());
     }
 
@@ -112,14 +112,14 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
     let dropped = mask.as_ref().map(|mask| Rows::of(arithmetic, &masked(mask), inner));
     let mut input = group.input_rows(n);
     let mut y = vec![0f32; n * outer];
-    let (stage, stride, at_once) = (group.forward(), input.stride, rows_at_once(n));
+    let (stage, stride, at_once) = (group.forward()?, input.stride, rows_at_once(n));
     let units = input.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
     let rows = y.par_chunks_mut((at_once * outer).max(1)).zip(x_slice.par_chunks((at_once * inner).max(1)));
     units.zip(rows).for_each(|((block, units), (y, x))| {
         for (x, units) in x.chunks_exact(inner).zip(units.chunks_exact_mut(stride)) {
             round(arithmetic, x, 1.0, units);
         }
-        let low = dropped.as_ref().map(|d| d.from_row(block * at_once));
+        let low = dropped.as_ref().map(|d| d.left_from(block * at_once));
         let n = x.len() / inner;
         stage.run_on(n, low, (units, stride), group.bias().map_or(Start::Zero, Start::Row), (y, outer));
     });
@@ -130,8 +130,8 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
         let g_slice = kernels::slice(g)?;
         let mut gradient = group.gradient_rows(n);
         let mut dx = vec![0f32; n * inner];
-        let (stage, stride) = (group.backward(mask.is_none()), gradient.stride);
-        let low = mask.as_ref().map(|_| group.low_backward());
+        let (stage, stride) = (group.backward(mask.is_none())?, gradient.stride);
+        let low = mask.as_ref().map(|_| group.low_backward()).transpose()?;
         let units = gradient.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
         let rows = dx.par_chunks_mut((at_once * inner).max(1)).zip(g_slice.par_chunks((at_once * outer).max(1)));
         units.zip(rows).for_each(|((block, units), (dx, g))| {

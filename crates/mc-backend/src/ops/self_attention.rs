@@ -209,7 +209,8 @@ impl Block {
         for (part, columns) in self.columns[..2].iter().enumerate() {
             let x = &mut row[columns.clone()];
             if let Some(norms) = &self.head_norms {
-                rows::rms_norm_rows(&x.to_vec(), &norms[part], self.eps, x);
+                let raw = x.to_vec();
+                rows::rms_norm_rows(&raw, &norms[part], self.eps, x);
             }
             rows::rope_row((&cos[at.clone()], &sin[at.clone()]), 1.0, x);
         }
@@ -233,7 +234,7 @@ impl Block {
         let (n, outer, hidden) = (self.rows(), self.qkv.outer, self.size.2);
         let mut scratch = Scratch::new(n * outer);
         let out = scratch.f32();
-        let (stage, stride, at_once) = (self.qkv.forward(), h.stride, rows_at_once(n));
+        let (stage, stride, at_once) = (self.qkv.forward()?, h.stride, rows_at_once(n));
         let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let [raw, turned] = keep.each_mut().map(|rows| Rows::blocks(rows.as_deref_mut(), n, at_once));
@@ -264,11 +265,11 @@ impl Block {
         (q, k, v): (View, View, View),
         attended: &mut Rows,
         sums: &mut [f32],
-    ) -> Vec<f32> {
+    ) -> Result<Vec<f32>> {
         let ((_, t, hidden), width) = (self.size, self.columns[0].len());
         let mut y = vec![0f32; self.rows() * hidden];
         let packed = Packed::new(shape, self.qkv.arithmetic, k, v, false);
-        let (stage, stride) = (self.o.forward(), attended.stride);
+        let (stage, stride) = (self.o.forward()?, attended.stride);
         let chunks = (&mut y[..], hidden, &mut attended.units[..], stride);
         kernel::over_tiles(shape, chunks, sums, |b, tile, y, units, sums| {
             let mut out = Scratch::new(tile.len() * width);
@@ -283,7 +284,7 @@ impl Block {
             self.add_bias(y);
             units.copy_from_slice(&rows.units[..units.len()]);
         });
-        y
+        Ok(y)
     }
 
     fn add_bias(&self, y: &mut [f32]) {
@@ -301,7 +302,7 @@ impl Block {
             rows::rms_norm_rows(&x_slice, &self.norm, self.eps, &mut h);
             let mut scratch = Scratch::new(n * outer);
             let out = scratch.f32();
-            self.qkv.few(n, &h, (out, outer));
+            self.qkv.few(n, &h, (out, outer))?;
             let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
             out.chunks_exact_mut(outer).enumerate().for_each(|(i, row)| self.turn(i, (&cos, &sin), row));
             scratch
@@ -321,19 +322,18 @@ impl Block {
         let shape = self.shape(k.dim(1)?, how)?;
         let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);
         let (k, v) = (attention::dense(&k)?, attention::dense(&v)?);
-        let mut y = vec![];
-        attention::with_views([&k, &v], |[k, v]| {
+        let y = attention::with_views([&k, &v], |[k, v]| {
             if !are_few(n) {
                 let mut sums = vec![0f32; n * shape.heads];
-                y = self.attend(&x_slice, &shape, (q, k, v), &mut self.o.input_rows(n), &mut sums);
-                return;
+                return self.attend(&x_slice, &shape, (q, k, v), &mut self.o.input_rows(n), &mut sums);
             }
             let mut out = vec![0f32; n * self.columns[0].len()];
             kernel::decode(&shape, q, k, v, &mut out);
-            y = vec![0f32; n * hidden];
-            self.o.few(n, &out, (&mut y, hidden));
+            let mut y = vec![0f32; n * hidden];
+            self.o.few(n, &out, (&mut y, hidden))?;
             y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
-        })?;
+            Ok(y)
+        })??;
         Tensor::from_vec(y, x.shape(), x.device())
     }
 
@@ -352,7 +352,7 @@ impl Block {
         let x_slice = kernels::slice(x)?;
         let mut turned = self.project(&x_slice, &mut saved.h, [saved.raw.as_mut(), Some(&mut saved.qkv)])?;
         let [q, k, v] = self.views(Matrix::f32(turned.f32(), outer));
-        let y = self.attend(&x_slice, &shape, (q, k, v), &mut saved.attended, &mut saved.sums);
+        let y = self.attend(&x_slice, &shape, (q, k, v), &mut saved.attended, &mut saved.sums)?;
         drop(x_slice);
         let value = Value::cpu(y, x.shape());
         let detached = x.detach();
@@ -377,7 +377,7 @@ impl Block {
         let mut g_rows = self.o.gradient_rows(n);
         let mut d_attended = Scratch::new(n * width);
         let d_attended = d_attended.f32();
-        let (stage, stride) = (self.o.backward(true), g_rows.stride);
+        let (stage, stride) = (self.o.backward(true)?, g_rows.stride);
         let blocks = d_attended.par_chunks_mut(at_once * width).zip(g_slice.par_chunks(at_once * hidden));
         blocks.zip(g_rows.units.par_chunks_mut(at_once * stride)).for_each(|((d_attended, g), units)| {
             for (g, units) in g.chunks_exact(hidden).zip(units.chunks_exact_mut(stride)) {
@@ -395,7 +395,7 @@ impl Block {
 
         let mut d_qkv = self.qkv.gradient_rows(n);
         let mut dx = vec![0f32; n * hidden];
-        let (stage, stride) = (self.qkv.backward(true), d_qkv.stride);
+        let (stage, stride) = (self.qkv.backward(true)?, d_qkv.stride);
         let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
         let (cos, sin, x): (&[f32], &[f32], &[f32]) = (&cos, &sin, &x);
         let g_slice: &[f32] = &g_slice;
