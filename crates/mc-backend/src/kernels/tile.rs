@@ -19,6 +19,10 @@ pub(crate) const LANES: usize = 16;
 /// Rows of the tallest tile. A may be read, not used, up to a multiple of a tile's rows, so it is padded by so many.
 pub(crate) const MAX_ROWS: usize = 12;
 
+/// Units of the depth that a tile takes at a time: 4 panels of them are 64 KB, which stay in the L2 cache, largely in L1,
+/// while all rows of a block pass.
+const DEPTH: usize = 512;
+
 /// What the inputs of a product are rounded to; sums are always `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
@@ -125,36 +129,59 @@ pub(crate) fn multiply(
     };
     let whole =
         Place { depth, a: a.as_ptr(), a_stride, b: b.as_ptr(), b_stride, start, start_stride, c: c_at, c_stride };
-    let mut panel = 0;
-    let panels = cols.div_ceil(LANES);
-    while panel < panels {
-        let (wide, tall) = ISA.tile(panels - panel);
-        let width = (cols - panel * LANES).min(wide * LANES);
-        for row in (0..rows).step_by(tall) {
-            let (size, place) = ((tall.min(rows - row), width), whole.at(row, panel));
-            // SAFETY: the whole matrices hold what is read and written, as asserted, and so do their parts at
-            // (row, panel); `c` is borrowed mutably, and nothing else refers to it while a tile runs.
-            #[allow(unsafe_code)]
-            unsafe {
-                match (*ISA, arithmetic) {
-                    #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx512, Arithmetic::BF16) if has_bf16() => avx512::bf16(wide, size, place),
-                    #[cfg(target_arch = "x86_64")]
-                    (Isa::Avx512, Arithmetic::F32) => avx512::f32(wide, size, place),
-                    _ => (0..wide).for_each(|p| {
-                        let width = width.saturating_sub(p * LANES).min(LANES);
-                        for row in (0..size.0).step_by(PORTABLE_ROWS) {
-                            let size = (PORTABLE_ROWS.min(size.0 - row), width);
-                            pulp::Arch::new().dispatch(
-                                #[inline(always)]
-                                || portable(arithmetic, size, place.at(row, p)),
-                            );
-                        }
-                    }),
+    for first in (0..depth.max(1)).step_by(DEPTH) {
+        let slice = Place {
+            depth: DEPTH.min(depth - first),
+            a: whole.a.wrapping_add(first),
+            b: whole.b.wrapping_add(first * LANES),
+            start: if first == 0 { whole.start } else { c_at.cast_const() },
+            start_stride: if first == 0 { whole.start_stride } else { c_stride },
+            ..whole
+        };
+        let mut panel = 0;
+        let panels = cols.div_ceil(LANES);
+        while panel < panels {
+            let (wide, tall) = ISA.tile(panels - panel);
+            let width = (cols - panel * LANES).min(wide * LANES);
+            for row in (0..rows).step_by(tall) {
+                let size = (tall.min(rows - row), width);
+                // SAFETY: the whole matrices hold what is read and written, as asserted, and so does this part of them;
+                // `c` is borrowed mutably, and nothing else refers to it while a tile runs.
+                #[allow(unsafe_code)]
+                unsafe {
+                    run(arithmetic, wide, size, slice.at(row, panel));
                 }
             }
+            panel += wide;
         }
-        panel += wide;
+    }
+}
+
+/// One tile of so many panels.
+///
+/// # Safety
+/// The place and size are inside the matrices, whole tiles of A and B included.
+#[inline(always)]
+#[allow(unsafe_code)]
+unsafe fn run(arithmetic: Arithmetic, wide: usize, size: (usize, usize), place: Place) {
+    // SAFETY: the caller's promise; the CPU has what is called.
+    unsafe {
+        match (*ISA, arithmetic) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Arithmetic::BF16) if has_bf16() => avx512::bf16(wide, size, place),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Arithmetic::F32) => avx512::f32(wide, size, place),
+            _ => (0..wide).for_each(|p| {
+                let width = size.1.saturating_sub(p * LANES).min(LANES);
+                for row in (0..size.0).step_by(PORTABLE_ROWS) {
+                    let size = (PORTABLE_ROWS.min(size.0 - row), width);
+                    pulp::Arch::new().dispatch(
+                        #[inline(always)]
+                        || portable(arithmetic, size, place.at(row, p)),
+                    );
+                }
+            }),
+        }
     }
 }
 

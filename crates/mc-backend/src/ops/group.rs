@@ -377,7 +377,7 @@ impl Stage {
 pub(super) fn rows_at_once(n: usize) -> usize {
     let threads = rayon::current_num_threads();
     let cost = |rows: usize| n.div_ceil(rows).div_ceil(threads) * (rows + 2);
-    [96, 72, 48, 36, 24, 12].into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(12)
+    [264, 192, 132, 96, 48, 24, 12].into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(12)
 }
 
 /// Whether so many rows are better read by [`Group::few`].
