@@ -1,5 +1,5 @@
 //! Properties of the kernels: they compute what a plain loop in `f64` does, whatever shapes, strides and offsets are, and
-//! write nothing but their results. Knows nothing of ops, but for one test of what they leave in buffers.
+//! write nothing but their results. Knows nothing of ops, but for one test of what buffers held before them.
 
 use super::{
     attention::{self, Gradients, Packed, Shape, View},
@@ -522,5 +522,74 @@ proptest! {
         for (sum, expected) in attention::log_sums(&s, q.view(), k.view()).iter().zip(&expected.sums) {
             prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
         }
+    }
+}
+
+mod ops {
+    //! What buffers held before does not matter to the ops that take them.
+
+    use super::*;
+    use crate::{
+        Weight,
+        ops::{self, Attention, FeedForward, Linear, Lora, Rope, SelfAttention},
+    };
+    use candle_core::{DType, Device, Result, Tensor, Var};
+    use mc_testkit::random;
+
+    /// Values and gradients of both halves of a block, with and without a graph.
+    fn block(arithmetic: Arithmetic) -> Result<Vec<Vec<f32>>> {
+        let (batch, t, hidden, inner, d, rank) = (2, 37, 33, 51, 10, 3);
+        let weight =
+            |seed, shape| Ok(Weight::from_tensor(&random(seed, shape, DType::BF16))?.with_arithmetic(arithmetic));
+        let low = |seed, (outer, inner)| -> Result<[Var; 2]> {
+            let of = |seed, shape: (usize, usize)| Var::from_tensor(&random(seed, shape, DType::F32));
+            Ok([of(seed, (rank, inner))?, of(seed + 1, (outer, rank))?])
+        };
+        let shapes = [(6 * d, hidden), (2 * d, hidden), (2 * d, hidden), (hidden, 6 * d)];
+        let wide = [(inner, hidden), (inner, hidden), (hidden, inner)];
+        let shapes = [&shapes[..], &wide].concat();
+        let weights: Vec<Weight> = (0..7).map(|i| weight(i, shapes[i as usize])).collect::<Result<_>>()?;
+        let lows: Vec<_> = (0..7).map(|i| low(20 + 2 * i, shapes[i as usize])).collect::<Result<_>>()?;
+        let linear = |i: usize| {
+            let [a, b] = &lows[i];
+            Linear { weight: &weights[i], bias: None, lora: Some(Lora { a, b, scale: 0.5, dropout: None }) }
+        };
+        let (norm, x) =
+            (random(50, hidden, DType::F32), Var::from_tensor(&random(51, (batch, t, hidden), DType::F32))?);
+        let attending = SelfAttention {
+            norm: &norm,
+            eps: 1e-5,
+            q: linear(0),
+            k: linear(1),
+            v: linear(2),
+            o: linear(3),
+            head_norms: None,
+            head_dim: d,
+            rope: &Rope::new(Rope::frequencies(d, 10_000.0), &Device::Cpu),
+            positions: &(0..t as u32).collect(),
+            how: Attention { causal: true, ..Attention::default() },
+            project: None,
+        };
+        let (gate, up, down) = (linear(4), linear(5), linear(6));
+        let forward = FeedForward { norm: &norm, eps: 1e-5, gate, up, down, project: None };
+        let run = |x: &Tensor| ops::feed_forward(&ops::self_attention(x, &attending, None)?, &forward);
+        let y = run(&x)?;
+        let gradients = (&y * random(52, y.shape().clone(), DType::F32))?.sum_all()?.backward()?;
+        let variables = [&x].into_iter().chain(lows.iter().flatten());
+        let mut all = vec![y, run(&x.as_detached_tensor())?];
+        all.extend(variables.filter_map(|v| gradients.get(v)).cloned());
+        all.iter().map(|t| t.flatten_all()?.to_vec1()).collect()
+    }
+
+    #[test]
+    fn what_is_left_in_buffers_does_not_matter() -> Result<()> {
+        for arithmetic in [Arithmetic::F32, Arithmetic::BF16] {
+            let clean = block(arithmetic)?;
+            assert_eq!(clean.len(), 2 + 1 + 14);
+            rayon::broadcast(|_| poison());
+            poison();
+            assert!(clean == block(arithmetic)? && clean.iter().flatten().all(|x| x.is_finite()), "{arithmetic:?}");
+        }
+        Ok(())
     }
 }
