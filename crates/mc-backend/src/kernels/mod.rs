@@ -76,3 +76,6 @@ impl Shared {
         unsafe { std::slice::from_raw_parts_mut(self.block(start, (1, len), 0), len) }
     }
 }
+
+#[cfg(test)]
+mod tests;

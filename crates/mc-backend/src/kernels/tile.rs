@@ -525,4 +525,62 @@ mod tests {
         transpose(&mut square);
         assert!((0..LANES).all(|i| (0..LANES).all(|j| square[i][j] == at(j, i))));
     }
+
+    /// The tile of plain Rust, which this CPU may not choose, against the one that it chooses.
+    #[test]
+    fn the_portable_tile_equals_the_chosen_one() {
+        let noise = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0;
+        let sizes: [(usize, usize, usize); 8] =
+            [(1, 1, 0), (1, 1, 1), (5, 15, 2), (6, 16, 7), (7, 17, 33), (12, 40, 64), (13, 64, 5), (25, 100, 130)];
+        let arithmetics = [Arithmetic::F32, Arithmetic::BF16];
+        for (arithmetic, (rows, cols, depth)) in arithmetics.iter().flat_map(|a| sizes.map(|s| (*a, s))) {
+            let unit = |i: usize| match arithmetic {
+                Arithmetic::F32 => noise(i).to_bits(),
+                Arithmetic::BF16 => noise(i).to_bits() >> 16 | noise(i + 1).to_bits() & 0xFFFF_0000,
+            };
+            let (a_stride, b_stride, c_stride) = (depth + 3, LANES * depth + 5, cols + 2);
+            let a: Vec<u32> = (0..rows.next_multiple_of(MAX_ROWS) * a_stride).map(unit).collect();
+            let b: Vec<u32> = (0..cols.div_ceil(LANES) * b_stride).map(|i| unit(i + 77)).collect();
+            let first: Vec<f32> = (0..rows * c_stride).map(|i| noise(i + 5)).collect();
+            for start in [Start::Zero, Start::Row(&first), Start::Matrix(&first, c_stride)] {
+                let [mut chosen, mut plain] = [(); 2].map(|()| vec![f32::NAN; rows * c_stride]);
+                multiply(
+                    arithmetic,
+                    (rows, cols, depth),
+                    (&a, a_stride),
+                    (&b, b_stride),
+                    start,
+                    (&mut chosen, c_stride),
+                );
+                let (start, start_stride) = match start {
+                    Start::Row(row) => (row.as_ptr(), 0),
+                    Start::Matrix(m, stride) => (m.as_ptr(), stride),
+                    _ => (std::ptr::null(), 0),
+                };
+                let c = plain.as_mut_ptr();
+                let (a, b) = (a.as_ptr(), b.as_ptr());
+                let place = Place { depth, a, a_stride, b, b_stride, start, start_stride, c, c_stride };
+                for (row, col) in
+                    (0..rows).step_by(PORTABLE_ROWS).flat_map(|r| (0..cols).step_by(LANES).map(move |c| (r, c)))
+                {
+                    let size = (PORTABLE_ROWS.min(rows - row), LANES.min(cols - col));
+                    // SAFETY: A and B are padded to whole tiles, and C and what it starts with hold rows × cols.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        portable(arithmetic, size, place.at(row, col / LANES));
+                    }
+                }
+                for (e, (chosen, plain)) in chosen.iter().zip(&plain).enumerate() {
+                    let inside = e % c_stride < cols;
+                    assert_eq!(
+                        (chosen.is_nan(), plain.is_nan()),
+                        (!inside, !inside),
+                        "{arithmetic:?} {rows} {cols} {depth}"
+                    );
+                    // Both are sums of `depth` units; only the order within a pair may differ.
+                    assert!(!inside || (chosen - plain).abs() <= 1e-6 * (depth as f32 + 1.0), "{chosen} {plain}");
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,595 @@
+//! Properties of the kernels: they compute what a plain loop in `f64` does, whatever shapes, strides and offsets are, and
+//! write nothing but their results. Knows nothing of ops, but for one test of what buffers held before them.
+
+use super::{
+    attention::{self, Gradients, Packed, Shape, View},
+    few::{self, Factor, Low},
+    operand::{Matrix, Panels, Part, Rows, round, round_in_place, widen},
+    scratch::Scratch,
+    tile::{self, Arithmetic, LANES, Start},
+};
+use crate::weight::Elements;
+use half::{bf16, f16};
+use proptest::{collection::vec as some, prelude::*};
+use std::{array::from_fn, ops::Range};
+
+/// SplitMix64 (Steele, Lea and Flood, 2014) at position `i` of stream `seed`.
+fn mix(seed: u64, i: usize) -> u64 {
+    let mut z = (seed ^ (i as u64).wrapping_mul(0xD1B5_4A32_D192_ED03)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+/// Numbers in −1..1.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    (0..n).map(|i| (mix(seed, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+}
+
+/// A matrix of any kind of elements.
+#[derive(Debug)]
+enum Numbers {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+impl Numbers {
+    fn new(kind: u64, x: &[f32]) -> Self {
+        match kind % 3 {
+            0 => Self::F32(x.to_vec()),
+            1 => Self::F16(x.iter().map(|x| f16::from_f32(*x)).collect()),
+            _ => Self::BF16(x.iter().map(|x| bf16::from_f32(*x)).collect()),
+        }
+    }
+    /// Any bits: infinities, NaN and subnormal numbers as well.
+    fn of_any_bits(kind: u64, n: usize, seed: u64) -> Self {
+        match kind % 3 {
+            0 => Self::F32((0..n).map(|i| f32::from_bits(mix(seed, i) as u32)).collect()),
+            1 => Self::F16((0..n).map(|i| f16::from_bits(mix(seed, i) as u16)).collect()),
+            _ => Self::BF16((0..n).map(|i| bf16::from_bits(mix(seed, i) as u16)).collect()),
+        }
+    }
+    fn elements(&self) -> Elements<'_> {
+        match self {
+            Self::F32(x) => Elements::F32(x),
+            Self::F16(x) => Elements::F16(x),
+            Self::BF16(x) => Elements::BF16(x),
+        }
+    }
+}
+
+fn arithmetics() -> impl Strategy<Value = Arithmetic> {
+    prop_oneof![Just(Arithmetic::F32), Just(Arithmetic::BF16)]
+}
+
+/// What a product reads in place of x.
+fn rounded(arithmetic: Arithmetic, x: f32) -> f32 {
+    match arithmetic {
+        Arithmetic::F32 => x,
+        Arithmetic::BF16 => bf16::from_f32(x).to_f32(),
+    }
+}
+
+/// Number `i` of a row of units.
+fn number(arithmetic: Arithmetic, units: &[u32], i: usize) -> f32 {
+    match arithmetic {
+        Arithmetic::F32 => f32::from_bits(units[i]),
+        Arithmetic::BF16 => bf16::from_bits((units[i / 2] >> (16 * (i % 2))) as u16).to_f32(),
+    }
+}
+
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+}
+
+/// A sum, and that of its terms' magnitudes, which is the measure of what rounding may do to it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    value: f64,
+    size: f64,
+}
+
+impl Sum {
+    fn of(terms: impl IntoIterator<Item = f64>) -> Self {
+        let mut sum = Self::default();
+        terms.into_iter().for_each(|t| sum.add(t, t.abs()));
+        sum
+    }
+    fn add(&mut self, value: f64, size: f64) {
+        self.value += value;
+        self.size += size;
+    }
+    #[track_caller]
+    fn check(self, x: f32, error: f64) {
+        let off = (f64::from(x) - self.value).abs();
+        assert!(off <= error * self.size + 1e-30, "{x}, expected {self:?}: off by {off:e}");
+    }
+}
+
+/// Leaves NaN in the spare buffers of this thread.
+fn poison() {
+    let buffers: [Scratch; 8] = from_fn(|_| {
+        let mut buffer = Scratch::new(128 * 1024);
+        buffer.f32().fill(f32::NAN);
+        buffer
+    });
+    drop(buffers);
+}
+
+/// A right side in the making: places along the depth (first unit, numbers) and across (first column, columns).
+struct Grid {
+    deep: Vec<(usize, usize)>,
+    wide: Vec<(usize, usize)>,
+    depth: usize,
+    cols: usize,
+}
+
+impl Grid {
+    /// From numbers and the gap before them, of which the last ones are for the end.
+    fn new(arithmetic: Arithmetic, deep: &[(usize, usize)], wide: &[(usize, usize, bool)]) -> Self {
+        let (mut depth, mut cols) = (deep[0].1 / 2, wide[0].1 / 2);
+        let deep = deep.iter().map(|(numbers, gap)| {
+            let at = depth;
+            depth += arithmetic.units(*numbers) + gap;
+            (at, *numbers)
+        });
+        let deep = deep.collect();
+        let wide = wide.iter().map(|(width, gap, aligned)| {
+            let at = if *aligned { cols.next_multiple_of(LANES) } else { cols };
+            cols = at + width + gap;
+            (at, *width)
+        });
+        Self { wide: wide.collect(), deep, depth, cols }
+    }
+}
+
+/// A matrix in memory, no element longer than it has to be.
+struct Stored {
+    numbers: Numbers,
+    offset: usize,
+    stride: usize,
+    transposed: bool,
+}
+
+impl Stored {
+    /// That of a part of this size.
+    fn new((deep, wide): (usize, usize), seed: u64) -> Self {
+        let transposed = mix(seed, 1).is_multiple_of(2);
+        let (rows, width) = if transposed { (wide, deep) } else { (deep, wide) };
+        let (offset, stride) = (mix(seed, 2) as usize % 6, width + mix(seed, 3) as usize % 9);
+        let numbers = Numbers::new(mix(seed, 4), &noise(offset + (rows - 1) * stride + width, seed));
+        Self { numbers, offset, stride, transposed }
+    }
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(self.numbers.elements(), self.stride).from(self.offset)
+    }
+    /// Number l of column j of the right side.
+    fn at(&self, l: usize, j: usize) -> f32 {
+        let (row, col) = if self.transposed { (j, l) } else { (l, j) };
+        self.numbers.elements().get(self.offset + row * self.stride + col)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Parts side by side along the depth and across, some places left out.
+    #[test]
+    fn products_with_panels_equal_a_triple_loop(
+        arithmetic in arithmetics(),
+        m in 1usize..40,
+        deep in some((1usize..150, 0usize..3), 1..4),
+        wide in some((1usize..100, 0usize..20, any::<bool>()), 1..4),
+        part in prop::option::of((0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0)),
+        (start, gap, seed) in (0usize..4, 0usize..7, any::<u64>()),
+    ) {
+        let (grid, per) = (Grid::new(arithmetic, &deep, &wide), arithmetic.per_unit());
+        let places = grid.deep.iter().flat_map(|d| grid.wide.iter().map(move |w| (*d, *w))).enumerate();
+        let stored: Vec<_> = places
+            .filter(|(i, _)| !mix(seed, *i).is_multiple_of(4))
+            .map(|(i, (d, w))| (d, w, Stored::new((d.1, w.1), seed ^ i as u64)))
+            .collect();
+        let mut b = vec![0f64; grid.depth * per * grid.cols];
+        for ((depth, deep), (col, wide), stored) in &stored {
+            for (l, j) in (0..*deep).flat_map(|l| (0..*wide).map(move |j| (l, j))) {
+                b[(depth * per + l) * grid.cols + col + j] = f64::from(rounded(arithmetic, stored.at(l, j)));
+            }
+        }
+        let parts = stored.iter().map(|((depth, deep), (col, wide), s)| Part {
+            depth: *depth,
+            col: *col,
+            size: (*deep, *wide),
+            matrix: s.matrix(),
+            transposed: s.transposed,
+        });
+        let parts: Vec<_> = parts.collect();
+        poison();
+        let panels = [Panels::pack, Panels::pack_here].map(|pack| pack(arithmetic, grid.depth, grid.cols, &parts));
+
+        // The left side has numbers even where the right one has none.
+        let x = noise(m * grid.depth * per, !seed);
+        let a = Rows::of(arithmetic, &x, grid.depth * per);
+        let (depth, cols) = part.map_or((0..grid.depth, 0..grid.cols), |(d0, d1, c0, c1)| {
+            let within = |n: usize, a: f64, b: f64| (n as f64 * a.min(b)) as usize..(n as f64 * a.max(b)) as usize;
+            let cols = within(grid.cols, c0, c1);
+            (within(grid.depth, d0, d1), cols.start / LANES * LANES..cols.end)
+        });
+        let (n, stride) = (cols.len(), cols.len() + gap);
+        let begin = noise(m * stride, seed.rotate_left(7));
+        let mut c = vec![f32::NAN; ((m - 1) * stride + n) * usize::from(n > 0)];
+        if start == 3 {
+            c.chunks_mut(stride.max(1)).zip(begin.chunks(stride.max(1))).for_each(|(c, b)| c[..n].copy_from_slice(&b[..n]));
+        }
+        let how = [Start::Zero, Start::Row(&begin), Start::Matrix(&begin, stride), Start::Itself][start];
+        let results = panels.map(|panels| {
+            let mut c = c.clone();
+            if part.is_some() {
+                let a = (&a.units[depth.start..], a.stride);
+                panels.multiply_part(m, a, (depth.clone(), cols.clone()), how, (&mut c, stride));
+            } else {
+                panels.multiply(m, a.left(), how, (&mut c, stride));
+            }
+            c
+        });
+        prop_assert!(results[0].iter().zip(&results[1]).all(|(a, b)| same(*a, *b)), "packed in parallel or here");
+        for (e, c) in results[0].iter().enumerate() {
+            let (i, j) = (e / stride, e % stride);
+            if j >= n {
+                prop_assert!(c.is_nan(), "written between rows");
+                continue;
+            }
+            let term = |l: usize| f64::from(rounded(arithmetic, x[i * grid.depth * per + l])) * b[l * grid.cols + cols.start + j];
+            let first = [0.0, begin[j], begin[i * stride + j], begin[i * stride + j]][start];
+            let terms = (depth.start * per..depth.end * per).map(term);
+            Sum::of(terms.chain([f64::from(first)])).check(*c, 1e-6);
+        }
+    }
+
+    /// Exactly, whatever the bits, with zero after an odd number.
+    #[test]
+    fn a_transpose_holds_the_rounded_numbers(
+        arithmetic in arithmetics(),
+        (n, width) in (1usize..150, 1usize..70),
+        (offset, gap, kind, seed) in (0usize..6, 0usize..9, 0u64..3, any::<u64>()),
+    ) {
+        let stride = width + gap;
+        let numbers = Numbers::of_any_bits(kind, offset + (n - 1) * stride + width, seed);
+        let rows = Rows::transposed(arithmetic, Matrix::new(numbers.elements(), stride).from(offset), n, width);
+        for j in 0..width {
+            let row = rows.row(j);
+            for i in 0..n {
+                let expected = rounded(arithmetic, numbers.elements().get(offset + i * stride + j));
+                prop_assert!(same(number(arithmetic, row, i), expected), "({i}, {j})");
+            }
+            prop_assert!((n..row.len() * arithmetic.per_unit()).all(|i| number(arithmetic, row, i).to_bits() == 0));
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_half(arithmetic in arithmetics(), n in 0usize..100, scale in -2f32..2.0, seed: u64) {
+        let Numbers::F32(x) = Numbers::of_any_bits(0, n, seed) else { unreachable!() };
+        let (units, junk) = (arithmetic.units(n), 0xABCD_EF01);
+        for scale in [1.0, scale] {
+            let mut out = vec![junk; units + 3];
+            round(arithmetic, &x, scale, &mut out);
+            prop_assert!((0..n).all(|i| same(number(arithmetic, &out, i), rounded(arithmetic, x[i] * scale))));
+            prop_assert!((n..units * arithmetic.per_unit()).all(|i| number(arithmetic, &out, i).to_bits() == 0));
+            prop_assert!(out[units..].iter().all(|u| *u == junk));
+            let mut back = vec![f32::NAN; n];
+            widen(arithmetic, &out[..units], &mut back);
+            prop_assert!((0..n).all(|i| same(back[i], rounded(arithmetic, x[i] * scale))));
+        }
+        let mut here = x.clone();
+        round_in_place(arithmetic, &mut here);
+        let here: Vec<u32> = here.iter().map(|x| x.to_bits()).collect();
+        prop_assert!((0..n).all(|i| same(number(arithmetic, &here, i), rounded(arithmetic, x[i]))));
+    }
+
+    #[test]
+    fn pairs_are_of_two_rows(n in 0usize..12, gap in 0usize..9, seed: u64) {
+        let stride = LANES + gap;
+        let len = (2 * n * stride).saturating_sub(gap);
+        let (Numbers::F32(x), Numbers::BF16(h)) = (Numbers::of_any_bits(0, len, seed), Numbers::of_any_bits(2, len, seed))
+        else { unreachable!() };
+        let (mut rounded_pairs, mut pairs) = (vec![[1; LANES]; n], vec![[1; LANES]; n]);
+        tile::rounded_pairs(&x, stride, &mut rounded_pairs);
+        tile::pairs(bytemuck::cast_slice(&h), stride, &mut pairs);
+        for (i, j) in (0..2 * n).flat_map(|i| (0..LANES).map(move |j| (i, j))) {
+            let half = |pairs: &[[u32; LANES]]| number(Arithmetic::BF16, &[pairs[i / 2][j]], i % 2);
+            prop_assert!(same(half(&rounded_pairs), rounded(Arithmetic::BF16, x[i * stride + j])));
+            prop_assert!(same(half(&pairs), h[i * stride + j].to_f32()));
+        }
+    }
+
+    #[test]
+    fn a_square_is_transposed(seed: u64) {
+        let square: [[u32; LANES]; LANES] = from_fn(|i| from_fn(|j| mix(seed, i * LANES + j) as u32));
+        let mut turned = square;
+        tile::transpose(&mut turned);
+        prop_assert!((0..LANES).all(|i| (0..LANES).all(|j| turned[i][j] == square[j][i])));
+    }
+
+    #[test]
+    fn products_of_a_few_rows_equal_a_triple_loop(
+        (n, k) in (1usize..6, 1usize..1200),
+        members in some((1usize..250, 0usize..20, any::<bool>(), 0usize..5), 1..4),
+        (gap, seed) in (0usize..5, any::<u64>()),
+    ) {
+        struct Data {
+            w: Numbers,
+            bias: Vec<f32>,
+            h: Vec<f32>,
+            b: Vec<f32>,
+        }
+        let data = |(i, (out, _, _, rank)): (usize, &(usize, usize, bool, usize))| {
+            let seed = mix(seed, i);
+            let w = Numbers::new(seed, &noise(out * k, seed));
+            Data { w, bias: noise(*out, seed ^ 1), h: noise(n * rank, seed ^ 2), b: noise(out * rank, seed ^ 3) }
+        };
+        let data: Vec<_> = members.iter().enumerate().map(data).collect();
+        let mut width = 0;
+        let factors = members.iter().zip(&data).map(|((out, gap, bias, rank), d)| {
+            let first = width + gap;
+            width = first + out;
+            let low = (*rank > 0).then_some(Low { h: &d.h, b: &d.b, rank: *rank });
+            Factor { w: Matrix::new(d.w.elements(), k), bias: bias.then_some(&d.bias), low, first }
+        });
+        let factors: Vec<_> = factors.collect();
+        let (stride, x) = (width + gap, noise(n * k, !seed));
+        let mut y = vec![f32::NAN; (n - 1) * stride + width];
+        few::times_transposed(n, &x, &factors, (&mut y, stride));
+        for ((f, d), (out, ..)) in factors.iter().zip(&data).zip(&members) {
+            for (i, j) in (0..n).flat_map(|i| (0..*out).map(move |j| (i, j))) {
+                let product = |a: f32, b: f32| f64::from(a) * f64::from(b);
+                let terms = (0..k).map(|l| product(x[i * k + l], d.w.elements().get(j * k + l)));
+                let low = f.low.into_iter().flat_map(|l| (0..l.rank).map(move |r| product(l.h[i * l.rank + r], l.b[j * l.rank + r])));
+                let bias = f.bias.map_or(0.0, |b| f64::from(b[j]));
+                let y = &mut y[i * stride + f.first + j];
+                Sum::of(terms.chain(low).chain([bias])).check(*y, 1e-6);
+                *y = f32::NAN;
+            }
+        }
+        prop_assert!(y.iter().all(|y| y.is_nan()), "written beside the products");
+    }
+}
+
+/// Sizes of an attention: batch, queries, keys before them, key-value heads, heads for each of those, width.
+type Sizes = (usize, usize, usize, usize, usize, usize);
+
+fn sizes() -> impl Strategy<Value = Sizes> {
+    (1usize..3, prop_oneof![1usize..8, 1usize..110], 0usize..60, 1usize..3, 1usize..4, 1usize..35)
+}
+
+fn shape((batch, queries, past, kv_heads, group, dim): Sizes, causal: bool, window: Option<usize>, seed: u64) -> Shape {
+    let keys = queries + past;
+    let range = |b: usize| {
+        let (from, to) = (mix(seed, 2 * b) as usize % (keys + 1), mix(seed, 2 * b + 1) as usize % (keys + 1));
+        from.min(to)..from.max(to)
+    };
+    let valid = seed.is_multiple_of(2).then(|| (0..batch).map(range).collect());
+    let (heads, scale, window) = (kv_heads * group, 1.0 / (dim as f32).sqrt(), window.filter(|_| causal));
+    Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid }
+}
+
+/// Heads in the columns of a matrix.
+struct Heads {
+    numbers: Numbers,
+    first: usize,
+    stride: usize,
+    t: usize,
+    d: usize,
+}
+
+impl Heads {
+    fn new((b, t, h, d): (usize, usize, usize, usize), kind: u64, seed: u64) -> Self {
+        let (first, stride) = (seed as usize % 5, h * d + 5 + (seed >> 8) as usize % 7);
+        // Spread, so that some keys weigh much more than others.
+        let x: Vec<f32> = noise(b * t * stride, seed).iter().map(|x| x * 2.0).collect();
+        Self { numbers: Numbers::new(kind, &x), first, stride, t, d }
+    }
+    fn view(&self) -> View<'_> {
+        View::columns(Matrix::new(self.numbers.elements(), self.stride), self.first, self.t, self.d)
+    }
+    fn at(&self, arithmetic: Arithmetic, (b, t, h): (usize, usize, usize), i: usize) -> f64 {
+        let at = (b * self.t + t) * self.stride + self.first + h * self.d + i;
+        f64::from(rounded(arithmetic, self.numbers.elements().get(at)))
+    }
+}
+
+/// Attention and its gradients by their definitions, in `f64`.
+struct Expected {
+    /// `(b, tq, heads, d)`
+    out: Vec<Sum>,
+    /// `(b, tq, heads)`
+    sums: Vec<f64>,
+    dq: Vec<Sum>,
+    /// `(b, tk, kv_heads, d)`
+    dk: Vec<Sum>,
+    dv: Vec<Sum>,
+}
+
+fn expected(s: &Shape, arithmetic: Arithmetic, [q, k, v, g]: [&Heads; 4]) -> Expected {
+    let d = s.dim;
+    let [nq, nk] = [s.queries * s.heads, s.keys * s.kv_heads].map(|n| vec![Sum::default(); s.batch * n * d]);
+    let mut e = Expected { out: nq.clone(), sums: vec![], dq: nq, dk: nk.clone(), dv: nk };
+    for (b, i, h) in
+        (0..s.batch * s.queries * s.heads).map(|u| (u / s.heads / s.queries, u / s.heads % s.queries, u % s.heads))
+    {
+        let kv = h / (s.heads / s.kv_heads);
+        let dot = |x: &Heads, y: &Heads, j: usize| {
+            Sum::of((0..d).map(|c| x.at(arithmetic, (b, i, h), c) * y.at(arithmetic, (b, j, kv), c)))
+        };
+        let position = i + s.keys - s.queries;
+        let seen = |j: &usize| {
+            let near = s.window.is_none_or(|w| j + w > position);
+            s.valid.as_ref().is_none_or(|v| v[b].contains(j)) && (!s.causal || *j <= position && near)
+        };
+        let keys: Vec<usize> = (0..s.keys).filter(seen).collect();
+        let scores: Vec<f64> = keys.iter().map(|j| dot(q, k, *j).value * f64::from(s.scale)).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|x| (x - top).exp()).sum();
+        e.sums.push(if keys.is_empty() { f64::NEG_INFINITY } else { top + sum.ln() });
+        let p: Vec<f64> = scores.iter().map(|x| (x - top).exp() / sum).collect();
+        let dp: Vec<Sum> = keys.iter().map(|j| dot(g, v, *j)).collect();
+        let mean = p.iter().zip(&dp).fold(Sum::default(), |mut mean, (p, dp)| {
+            mean.add(p * dp.value, p * dp.size);
+            mean
+        });
+        let query = ((b * s.queries + i) * s.heads + h) * d;
+        for ((j, p), dp) in keys.into_iter().zip(p).zip(dp) {
+            let key = ((b * s.keys + j) * s.kv_heads + kv) * d;
+            let scale = f64::from(s.scale);
+            let (ds, size) = (p * (dp.value - mean.value) * scale, p * (dp.size + mean.size) * scale);
+            for c in 0..d {
+                let at = |x: &Heads| x.at(arithmetic, (b, j, kv), c);
+                let of = |x: &Heads| x.at(arithmetic, (b, i, h), c);
+                e.out[query + c].add(p * at(v), p * at(v).abs());
+                e.dq[query + c].add(ds * at(k), size * at(k).abs());
+                e.dk[key + c].add(ds * of(q), size * of(q).abs());
+                e.dv[key + c].add(p * of(g), p * of(g).abs());
+            }
+        }
+    }
+    e
+}
+
+#[track_caller]
+fn check_all(actual: &[f32], expected: &[Sum], error: f64) {
+    assert_eq!(actual.len(), expected.len());
+    actual.iter().zip(expected).for_each(|(a, e)| e.check(*a, error));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn attention_and_its_gradients_equal_plain_loops(
+        arithmetic in arithmetics(),
+        sizes in sizes(),
+        (causal, window) in (any::<bool>(), prop::option::of(1usize..60)),
+        (tile, seed) in (prop::sample::select(vec![5usize, 12, 48]), any::<u64>()),
+    ) {
+        let s = shape(sizes, causal, window, seed);
+        let (query, key) = ((s.batch, s.queries, s.heads, s.dim), (s.batch, s.keys, s.kv_heads, s.dim));
+        let inputs = [query, key, key, query];
+        let inputs: [Heads; 4] = from_fn(|i| Heads::new(inputs[i], mix(seed, 50 + i), mix(seed, 60 + i)));
+        let expected = expected(&s, arithmetic, inputs.each_ref());
+        let [q, k, v, g] = inputs.each_ref().map(Heads::view);
+        // Besides f32 sums, with bf16 the probabilities and their gradients are rounded to 8 bits.
+        let error = if arithmetic == Arithmetic::BF16 { 1.0 / 256.0 + 4e-6 } else { 4e-6 };
+
+        rayon::broadcast(|_| poison());
+        poison();
+        let width = s.heads * s.dim;
+        let mut out = vec![f32::NAN; s.batch * s.queries * width];
+        let mut sums = vec![f32::NAN; s.batch * s.queries * s.heads];
+        let packed = Packed::new(&s, arithmetic, k, v, false);
+        for (b, first) in (0..s.batch).flat_map(|b| (0..s.queries).step_by(tile).map(move |i| (b, i))) {
+            let queries = first..(first + tile).min(s.queries);
+            let at: Range<usize> = b * s.queries + queries.start..b * s.queries + queries.end;
+            let sums = &mut sums[at.start * s.heads..at.end * s.heads];
+            attention::forward(&s, &packed, (b, queries), q, &mut out[at.start * width..at.end * width], sums);
+        }
+        check_all(&out, &expected.out, error);
+        for (sum, expected) in sums.iter().zip(&expected.sums) {
+            prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
+        }
+
+        let packed = Packed::new(&s, arithmetic, k, v, true);
+        let gradients = Gradients::new(&s, &packed, [q, g], &sums);
+        let (mut dq, [mut dk, mut dv]) = (vec![f32::NAN; out.len()], from_fn(|_| vec![f32::NAN; expected.dk.len()]));
+        gradients.queries(&s, &mut dq);
+        gradients.keys(&s, &mut dk, &mut dv);
+        check_all(&dq, &expected.dq, error);
+        check_all(&dk, &expected.dk, error);
+        check_all(&dv, &expected.dv, error);
+    }
+
+    #[test]
+    fn attention_of_a_few_queries_equals_a_plain_loop(
+        sizes in sizes(),
+        (causal, window) in (any::<bool>(), prop::option::of(1usize..60)),
+        seed: u64,
+    ) {
+        let s = shape(sizes, causal, window, seed);
+        let (query, key) = ((s.batch, s.queries, s.heads, s.dim), (s.batch, s.keys, s.kv_heads, s.dim));
+        let [q, k, v] = [(query, 1), (key, 2), (key, 3)].map(|(size, i)| Heads::new(size, 0, mix(seed, i)));
+        let expected = expected(&s, Arithmetic::F32, [&q, &k, &v, &q]);
+        let mut out = vec![f32::NAN; expected.out.len()];
+        attention::decode(&s, q.view(), k.view(), v.view(), &mut out);
+        check_all(&out, &expected.out, 4e-6);
+        for (sum, expected) in attention::log_sums(&s, q.view(), k.view()).iter().zip(&expected.sums) {
+            prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
+        }
+    }
+}
+
+mod ops {
+    //! What buffers held before does not matter to the ops that take them.
+
+    use super::*;
+    use crate::{
+        Weight,
+        ops::{self, Attention, FeedForward, Linear, Lora, Rope, SelfAttention},
+    };
+    use candle_core::{DType, Device, Result, Tensor, Var};
+    use mc_testkit::random;
+
+    /// Values and gradients of both halves of a block, with and without a graph.
+    fn block(arithmetic: Arithmetic) -> Result<Vec<Vec<f32>>> {
+        let (batch, t, hidden, inner, d, rank) = (2, 37, 33, 51, 10, 3);
+        let weight =
+            |seed, shape| Ok(Weight::from_tensor(&random(seed, shape, DType::BF16))?.with_arithmetic(arithmetic));
+        let low = |seed, (outer, inner)| -> Result<[Var; 2]> {
+            let of = |seed, shape: (usize, usize)| Var::from_tensor(&random(seed, shape, DType::F32));
+            Ok([of(seed, (rank, inner))?, of(seed + 1, (outer, rank))?])
+        };
+        let shapes = [(6 * d, hidden), (2 * d, hidden), (2 * d, hidden), (hidden, 6 * d)];
+        let wide = [(inner, hidden), (inner, hidden), (hidden, inner)];
+        let shapes = [&shapes[..], &wide].concat();
+        let weights: Vec<Weight> = (0..7).map(|i| weight(i, shapes[i as usize])).collect::<Result<_>>()?;
+        let lows: Vec<_> = (0..7).map(|i| low(20 + 2 * i, shapes[i as usize])).collect::<Result<_>>()?;
+        let linear = |i: usize| {
+            let [a, b] = &lows[i];
+            Linear { weight: &weights[i], bias: None, lora: Some(Lora { a, b, scale: 0.5, dropout: None }) }
+        };
+        let (norm, x) =
+            (random(50, hidden, DType::F32), Var::from_tensor(&random(51, (batch, t, hidden), DType::F32))?);
+        let attending = SelfAttention {
+            norm: &norm,
+            eps: 1e-5,
+            q: linear(0),
+            k: linear(1),
+            v: linear(2),
+            o: linear(3),
+            head_norms: None,
+            head_dim: d,
+            rope: &Rope::new(Rope::frequencies(d, 10_000.0), &Device::Cpu),
+            positions: &(0..t as u32).collect(),
+            how: Attention { causal: true, ..Attention::default() },
+            project: None,
+        };
+        let (gate, up, down) = (linear(4), linear(5), linear(6));
+        let forward = FeedForward { norm: &norm, eps: 1e-5, gate, up, down, project: None };
+        let run = |x: &Tensor| ops::feed_forward(&ops::self_attention(x, &attending, None)?, &forward);
+        let y = run(&x)?;
+        let gradients = (&y * random(52, y.shape().clone(), DType::F32))?.sum_all()?.backward()?;
+        let variables = [&x].into_iter().chain(lows.iter().flatten());
+        let mut all = vec![y, run(&x.as_detached_tensor())?];
+        all.extend(variables.filter_map(|v| gradients.get(v)).cloned());
+        all.iter().map(|t| t.flatten_all()?.to_vec1()).collect()
+    }
+
+    #[test]
+    fn what_is_left_in_buffers_does_not_matter() -> Result<()> {
+        for arithmetic in [Arithmetic::F32, Arithmetic::BF16] {
+            let clean = block(arithmetic)?;
+            assert_eq!(clean.len(), 2 + 1 + 14);
+            rayon::broadcast(|_| poison());
+            poison();
+            assert!(clean == block(arithmetic)? && clean.iter().flatten().all(|x| x.is_finite()), "{arithmetic:?}");
+        }
+        Ok(())
+    }
+}
