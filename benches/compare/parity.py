@@ -24,7 +24,7 @@ PROMPTS = [
 
 def ours(binary, *args):
     """Runs the binary with --json; the last line of its stdout."""
-    out = subprocess.run([binary, *map(str, args), "--json", "--quiet"], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run([binary, *map(str, args), "--dtype", "f32", "--json", "--quiet"], check=True, capture_output=True, text=True).stdout
     return json.loads(out.strip().splitlines()[-1])
 
 
@@ -74,7 +74,7 @@ def main():
     before = ours(args.binary, *evaluation)
     subprocess.run(
         [args.binary, "finetune", "--model", args.model, "--data", DATA, "--output", args.output, "--mask-prompt",
-         "--steps", str(args.steps), "--batch-size", "8", "--lr", "1e-3"], check=True)
+         "--steps", str(args.steps), "--batch-size", "8", "--lr", "1e-3", "--dtype", "f32"], check=True)
     after = ours(args.binary, *evaluation, "--adapter", args.output)
     loss, count = held_out_loss(model, tokenizer)
     tuned, _ = held_out_loss(PeftModel.from_pretrained(model, args.output).eval(), tokenizer)
