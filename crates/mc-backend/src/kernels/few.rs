@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Up to this many rows; above, packing pays.
-pub(crate) const FEW: usize = 4;
+pub(crate) const FEW: usize = 8;
 
 /// A low-rank part: `h·Bᵀ` with h `(n, rank)` and B `(out, rank)`.
 #[derive(Clone, Copy)]

@@ -10,6 +10,9 @@
 //! With AVX-512 (32 registers) a tile is 6 rows × 4 panels: 24 sums, 4 vectors of B, and one broadcast, so that each
 //! loaded vector serves 6 multiplications and 24 independent sums hide the latency of 4 to 6 cycles. Where fewer panels
 //! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust.
+//!
+//! A tile goes through the whole depth at once, in order, so a number depends on its row and column alone, and not on
+//! how the work was cut.
 
 use super::simd::Element;
 use std::sync::LazyLock;
@@ -18,10 +21,6 @@ use std::sync::LazyLock;
 pub(crate) const LANES: usize = 16;
 /// Rows of the tallest tile. A may be read, not used, up to a multiple of a tile's rows, so it is padded by so many.
 pub(crate) const MAX_ROWS: usize = 12;
-
-/// Units of the depth that a tile takes at a time: 4 panels of them are 64 KB, which stay in the L2 cache, largely in L1,
-/// while all rows of a block pass.
-const DEPTH: usize = 512;
 
 /// What the inputs of a product are rounded to; sums are always `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,31 +128,21 @@ pub(crate) fn multiply(
     };
     let whole =
         Place { depth, a: a.as_ptr(), a_stride, b: b.as_ptr(), b_stride, start, start_stride, c: c_at, c_stride };
-    for first in (0..depth.max(1)).step_by(DEPTH) {
-        let slice = Place {
-            depth: DEPTH.min(depth - first),
-            a: whole.a.wrapping_add(first),
-            b: whole.b.wrapping_add(first * LANES),
-            start: if first == 0 { whole.start } else { c_at.cast_const() },
-            start_stride: if first == 0 { whole.start_stride } else { c_stride },
-            ..whole
-        };
-        let mut panel = 0;
-        let panels = cols.div_ceil(LANES);
-        while panel < panels {
-            let (wide, tall) = ISA.tile(panels - panel);
-            let width = (cols - panel * LANES).min(wide * LANES);
-            for row in (0..rows).step_by(tall) {
-                let size = (tall.min(rows - row), width);
-                // SAFETY: the whole matrices hold what is read and written, as asserted, and so does this part of them;
-                // `c` is borrowed mutably, and nothing else refers to it while a tile runs.
-                #[allow(unsafe_code)]
-                unsafe {
-                    run(arithmetic, wide, size, slice.at(row, panel));
-                }
+    let mut panel = 0;
+    let panels = cols.div_ceil(LANES);
+    while panel < panels {
+        let (wide, tall) = ISA.tile(panels - panel);
+        let width = (cols - panel * LANES).min(wide * LANES);
+        for row in (0..rows).step_by(tall) {
+            let size = (tall.min(rows - row), width);
+            // SAFETY: the whole matrices hold what is read and written, as asserted, and so does this part of them;
+            // `c` is borrowed mutably, and nothing else refers to it while a tile runs.
+            #[allow(unsafe_code)]
+            unsafe {
+                run(arithmetic, wide, size, whole.at(row, panel));
             }
-            panel += wide;
         }
+        panel += wide;
     }
 }
 
