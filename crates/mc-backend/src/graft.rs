@@ -108,13 +108,23 @@ thread_local! {
 /// What `loss.backward()` gives, in less work: candle adds every gradient to zeros that it makes first. Those that our
 /// ops have for variables are kept as they are here, and added up only where there are several.
 ///
+/// A plain `loss.backward()` must not run on the same thread meanwhile, as a job of rayon's that this one's thread takes
+/// up while it waits: its gradients of variables would be found here.
+///
 /// # Errors
 /// If a gradient cannot be computed.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    let outer = OF_VARIABLES.replace(Some(GradStore::default()));
-    let grads = loss.backward();
-    let of_variables = OF_VARIABLES.replace(outer);
-    let mut grads = grads?;
+    /// Puts back what was there before, also if a panic passes through.
+    struct Outer(Option<GradStore>);
+    impl Drop for Outer {
+        fn drop(&mut self) {
+            OF_VARIABLES.set(self.0.take());
+        }
+    }
+    let outer = Outer(OF_VARIABLES.replace(Some(GradStore::default())));
+    let mut grads = loss.backward()?;
+    let of_variables = OF_VARIABLES.take();
+    drop(outer);
     grads.extend(of_variables.unwrap_or_default())?;
     Ok(grads)
 }

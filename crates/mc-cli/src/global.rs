@@ -33,10 +33,12 @@ pub(crate) struct Global {
 impl Global {
     /// Sets up threads and diagnostics, once per process.
     pub(crate) fn start(&self) {
-        if let Some(threads) = self.threads {
-            // Fails only if a pool exists already, and this is the first thing the process does.
-            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
-        }
+        /// Candle walks its graph by recursion, on a thread of the pool; this is what a main thread has.
+        const STACK: usize = 8 << 20;
+        // No number of threads is all cores. Fails only if a pool exists already, and this is the first thing the
+        // process does.
+        let threads = self.threads.map_or(0, usize::from);
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global();
         let level = match (self.quiet, self.verbose) {
             (true, _) => "error",
             (_, 0) => "warn",

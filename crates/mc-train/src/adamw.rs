@@ -109,7 +109,7 @@ impl AdamW {
     /// # Errors
     /// If a variable has no gradient.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        self.step(&loss.backward()?)
+        self.step(&mc_backend::backward(loss)?)
     }
 
     /// Sets the learning rate of the steps to come.

@@ -184,7 +184,8 @@ pub(crate) fn over_tiles(
     f: impl Fn(usize, Range<usize>, &mut [f32], &mut [u32], &mut [f32]) + Sync,
 ) {
     let (tile, t) = (s.tile(), s.queries);
-    let rows = y.par_chunks_mut(t * width).zip(units.par_chunks_mut(t * stride)).zip(sums.par_chunks_mut(t * s.heads));
+    let rows = y.par_chunks_mut((t * width).max(1)).zip(units.par_chunks_mut((t * stride).max(1)));
+    let rows = rows.zip(sums.par_chunks_mut((t * s.heads).max(1)));
     rows.enumerate().for_each(|(b, ((y, units), sums))| {
         let tiles = y.par_chunks_mut(tile * width).zip(units.par_chunks_mut(tile * stride));
         tiles.zip(sums.par_chunks_mut(tile * s.heads)).enumerate().for_each(|(i, ((y, units), sums))| {

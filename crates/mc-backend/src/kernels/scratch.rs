@@ -1,31 +1,39 @@
 //! Buffers that are used again: memory so large costs more to get from the system, and to clear, than to fill.
 
-use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
 
-thread_local! {
-    static SPARE: RefCell<Vec<Vec<u32>>> = const { RefCell::new(Vec::new()) };
-}
+/// What threads share of buffers that nobody uses, oldest first.
+static SPARE: Mutex<Vec<Vec<u32>>> = Mutex::new(Vec::new());
+/// Units that are kept at most, 256 MB; and units below which the allocator is as good.
+const KEPT: usize = 64 << 20;
+const SMALL: usize = 16 * 1024;
 
-/// A buffer of 32-bit units from this thread's spare ones. What is in it is left from its last use.
+/// A buffer of 32-bit units from the spare ones. What is in it is left from its last use.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<u32>);
+
+fn spare() -> impl DerefMut<Target = Vec<Vec<u32>>> {
+    // Whoever panicked with it left whole buffers.
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Scratch {
     /// A buffer of `len` units.
     pub(crate) fn new(len: usize) -> Self {
-        let spare = SPARE.with(|spare| {
-            let mut spare = spare.borrow_mut();
-            let of = |i: &usize| spare[*i].capacity();
-            // The smallest that is large enough, else the largest, which then grows.
-            let fits = (0..spare.len()).filter(|i| of(i) >= len).min_by_key(of);
-            fits.or_else(|| (0..spare.len()).max_by_key(of)).map(|i| spare.swap_remove(i))
-        });
-        let mut units = spare.unwrap_or_default();
+        let mut units = if len < SMALL {
+            Vec::new()
+        } else {
+            let mut spare = spare();
+            // The smallest that is large enough, but none so large that it would be missed elsewhere.
+            let fits = |i: &usize| (len..=4 * len).contains(&spare[*i].capacity());
+            let found = (0..spare.len()).filter(fits).min_by_key(|i| spare[*i].capacity());
+            found.map(|i| spare.remove(i)).unwrap_or_default()
+        };
         if units.capacity() < len {
-            // Nothing in it is worth a copy.
-            units = Vec::with_capacity(len);
+            units = vec![0; len];
         }
+        // What was used before stays as it is; only what never was is filled.
         units.resize(len, 0);
         Self(units)
     }
@@ -51,23 +59,16 @@ impl DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        /// As many as a block of a model uses at once.
-        const KEPT: usize = 12;
-        /// Units below which the allocator is as good.
-        const SMALL: usize = 16 * 1024;
         let units = std::mem::take(&mut self.0);
         if units.capacity() < SMALL {
             return;
         }
-        // A thread that ends has no spare buffers any more, which is as well.
-        let _ = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            spare.push(units);
-            if spare.len() > KEPT {
-                let smallest = (0..spare.len()).min_by_key(|i| spare[*i].capacity());
-                smallest.map(|i| spare.swap_remove(i));
-            }
-        });
+        let mut spare = spare();
+        spare.push(units);
+        let mut total: usize = spare.iter().map(Vec::capacity).sum();
+        while total > KEPT {
+            total -= spare.remove(0).capacity();
+        }
     }
 }
 
@@ -75,9 +76,10 @@ impl Drop for Scratch {
 mod tests {
     use super::*;
 
+    /// Of a size that no other test of this process asks for.
     #[test]
     fn a_buffer_is_used_again_whatever_is_in_it() {
-        let len = 100_000;
+        let len = 3_000_017;
         let mut first = Scratch::new(len);
         first.f32().fill(2.5);
         let at = first.as_ptr();
@@ -86,5 +88,12 @@ mod tests {
         assert_eq!((second.as_ptr(), second.len()), (at, len - 1));
         assert!(second.f32().iter().all(|x| *x == 2.5));
         assert_ne!(Scratch::new(len).as_ptr(), at);
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_kept() {
+        drop(Scratch::new(KEPT + 1));
+        let total: usize = spare().iter().map(Vec::capacity).sum();
+        assert!(total <= KEPT, "{total}");
     }
 }

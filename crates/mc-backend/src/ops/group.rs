@@ -100,11 +100,12 @@ pub(super) struct LowGradient {
 }
 
 impl Group {
-    /// `None` if a matrix is not on the CPU in a dtype of the kernels, or there is dropout.
+    /// `None` if a matrix is not on the CPU in a dtype of the kernels, a trained part is not `f32`, or there is dropout.
     pub(super) fn new(projections: &[&Linear]) -> Result<Option<Self>> {
         let on_cpu = projections.iter().all(|p| p.weight.elements().is_some());
         let dropout = projections.iter().any(|p| p.lora.as_ref().is_some_and(|l| l.dropout.is_some()));
-        if !on_cpu || dropout {
+        let lora = || projections.iter().filter_map(|p| p.lora.as_ref());
+        if !on_cpu || dropout || lora().any(|l| !kernels::serve(l.a) || !kernels::serve(l.b)) {
             return Ok(None);
         }
         let Some(inner) = projections.first().map(|p| p.weight.cols()) else { return Ok(None) };

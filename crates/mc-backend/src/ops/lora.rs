@@ -65,7 +65,7 @@ impl Dropout {
 /// If the shapes do not match.
 pub fn lora_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
     check(x, weight, bias, lora)?;
-    if !kernels::serve(x) || weight.elements().is_none() {
+    if ![x, lora.a, lora.b].into_iter().all(kernels::serve) || weight.elements().is_none() {
         return composed(x, weight, bias, lora);
     }
     fused(x, &Linear { weight, bias, lora: Some(lora.clone()) })

@@ -323,15 +323,28 @@ impl Block {
         let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);
         let (k, v) = (attention::dense(&k)?, attention::dense(&v)?);
         let y = attention::with_views([&k, &v], |[k, v]| {
-            if !are_few(n) {
+            if !are_few(t) {
                 let mut sums = vec![0f32; n * shape.heads];
                 return self.attend(&x_slice, &shape, (q, k, v), &mut self.o.input_rows(n), &mut sums);
             }
-            let mut out = vec![0f32; n * self.columns[0].len()];
+            // A few queries of each row, of however many rows: packing all keys would cost more than reading them.
+            let width = self.columns[0].len();
+            let mut out = vec![0f32; n * width];
             kernel::decode(&shape, q, k, v, &mut out);
-            let mut y = vec![0f32; n * hidden];
-            self.o.few(n, &out, (&mut y, hidden))?;
-            y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
+            let mut y = x_slice.to_vec();
+            if are_few(n) {
+                let mut o = vec![0f32; n * hidden];
+                self.o.few(n, &out, (&mut o, hidden))?;
+                y.iter_mut().zip(o).for_each(|(y, o)| *y += o);
+            } else {
+                let (stage, mut rows) = (self.o.forward()?, self.o.input_rows(n));
+                let stride = rows.stride;
+                for (out, units) in out.chunks_exact(width).zip(rows.units.chunks_exact_mut(stride)) {
+                    round(self.o.arithmetic, out, 1.0, units);
+                }
+                stage.run(n, (&mut rows.units, stride), Start::Itself, (&mut y, hidden));
+                self.add_bias(&mut y);
+            }
             Ok(y)
         })??;
         Tensor::from_vec(y, x.shape(), x.device())
