@@ -7,11 +7,12 @@ Decoding feeds given tokens and samples none, which leaves out work that ours do
 counted. With --start the time is that of loading and of the first token, Python's own start and imports left out.
 Prints one JSON line.
 """
-import argparse, json, statistics, time
+import argparse, json, time
 
 from llama_cpp import Llama
 
 from stream import tokens
+from timing import report
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
@@ -45,8 +46,4 @@ def once():
     return prefilled - begin, time.perf_counter() - prefilled
 
 
-runs = [once() for _ in range(args.repeat + 1)][1:]
-report = {"prefill_tokens_per_second": args.prompt / statistics.median(prefill for prefill, _ in runs)}
-if args.gen > 1:
-    report["decode_tokens_per_second"] = (args.gen - 1) / statistics.median(decode for _, decode in runs)
-print(json.dumps(report))
+report(once, args.prompt, args.gen, args.repeat)

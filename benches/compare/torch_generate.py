@@ -5,12 +5,13 @@
 The loop is written out, which is faster than `generate`; the head sees the last position alone. The first run warms up
 and is not counted. Prints one JSON line.
 """
-import argparse, json, statistics, time
+import argparse, time
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from stream import tokens
+from timing import report
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
@@ -37,8 +38,4 @@ def once():
     return prefilled - begin, time.perf_counter() - prefilled
 
 
-runs = [once() for _ in range(args.repeat + 1)][1:]
-report = {"prefill_tokens_per_second": args.prompt / statistics.median(prefill for prefill, _ in runs)}
-if args.gen > 1:
-    report["decode_tokens_per_second"] = (args.gen - 1) / statistics.median(decode for _, decode in runs)
-print(json.dumps(report))
+report(once, args.prompt, args.gen, args.repeat)

@@ -29,8 +29,8 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     allow_negative_numbers = true,
-    after_help = "Without --model and --data it trains the model inside this binary on the requests inside it: a minute, no \
-    download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
+    after_help = "Without --model and --data it trains the model inside this binary on the requests inside it: under a \
+    minute, no download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
     {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
     The output directory is an adapter that HF PEFT reads, too. Its run/ holds metrics, a picture of the loss, and the \
     state that --resume goes on from. Ctrl-C ends a run after its step, with the state saved.\n\n\

@@ -31,16 +31,15 @@ impl Block {
             Side::In => project(&self.gate_up, x, pass),
             Side::Out => project(&self.down_proj, x, pass),
         };
-        let additions = [gate, up, down].map(|p| addition(p, pass));
-        let [for_gate, for_up, for_down] = &collect(additions)?;
-        let other = [for_gate, for_up, for_down].into_iter().any(|a| matches!(a, Addition::Other));
+        let additions = additions([gate, up, down], pass)?;
+        let [for_gate, for_up, for_down] = &additions;
         let block = FeedForward {
             norm: &self.post_attention_layernorm,
             eps: config.rms_norm_eps,
             gate: gate.with(for_gate),
             up: up.with(for_up),
             down: down.with(for_down),
-            project: other.then_some(&project),
+            project: additions.iter().any(|a| matches!(a, Addition::Other)).then_some(&project),
         };
         ops::feed_forward(&x, &block)
     }
@@ -58,9 +57,7 @@ impl Block {
             Side::In => project(&self.qkv, x, pass),
             Side::Out => project(&self.o_proj, x, pass),
         };
-        let additions = [q, k, v, o].map(|p| addition(p, pass));
-        let additions = collect(additions);
-        let out = additions.and_then(|additions| {
+        let out = additions([q, k, v, o], pass).and_then(|additions| {
             let [for_q, for_k, for_v, for_o] = &additions;
             let block = SelfAttention {
                 norm: &self.input_layernorm,
@@ -106,13 +103,10 @@ impl Block {
     }
 }
 
-/// What the pass's adapter adds at a projection.
-fn addition(projection: &Projection, pass: &Pass) -> Result<Addition> {
-    pass.adapter.map_or(Ok(Addition::Nothing), |adapter| adapter.addition(projection))
-}
-
-fn collect<const N: usize>(additions: [Result<Addition>; N]) -> Result<[Addition; N]> {
-    let all: Vec<Addition> = additions.into_iter().collect::<Result<_>>()?;
+/// What the pass's adapter adds at these projections.
+fn additions<const N: usize>(projections: [&Projection; N], pass: &Pass) -> Result<[Addition; N]> {
+    let addition = |p: &Projection| pass.adapter.map_or(Ok(Addition::Nothing), |adapter| adapter.addition(p));
+    let all: Vec<Addition> = projections.into_iter().map(addition).collect::<Result<_>>()?;
     all.try_into().map_err(|_| candle_core::Error::msg("as many additions as projections"))
 }
 

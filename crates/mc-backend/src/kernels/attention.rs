@@ -116,13 +116,13 @@ impl<'a> View<'a> {
         let stride = rows.stride;
         for (i, units) in rows.units.chunks_exact_mut(stride).take(n).enumerate() {
             match m.from(i * m.stride).elements {
-                Elements::F32(x) => round(arithmetic, &x[..d], 1.0, units),
+                Elements::F32(x) => round(arithmetic, &x[..d], units),
                 Elements::BF16(x) if arithmetic == Arithmetic::BF16 => {
                     bytemuck::cast_slice_mut(units)[..d].copy_from_slice(&x[..d]);
                 }
                 other => {
                     let wide: Vec<f32> = (0..d).map(|j| other.get(j)).collect();
-                    round(arithmetic, &wide, 1.0, units);
+                    round(arithmetic, &wide, units);
                 }
             }
         }
@@ -221,7 +221,7 @@ pub(crate) fn forward(
         for (i, row) in tile.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
             (sums[i * s.heads + h], inverse[i]) = exponents(x, &s.visible(b, row), keys.start, s.scale);
-            round(arithmetic, x, 1.0, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+            round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
         }
         let depth = arithmetic.units(keys.start);
         let part = (depth..depth + p.stride, 0..d);
@@ -394,7 +394,7 @@ fn backward(
             let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
             let sum = sums[(b * s.queries + row) * s.heads + h];
             score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
-            round(arithmetic, ds, 1.0, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
+            round(arithmetic, ds, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
         }
         let depth = arithmetic.units(keys.start);
         let (part, dq) = ((depth..depth + ds_rows.stride, 0..d), &mut dq[tile.start * d..tile.end * d]);

@@ -7,7 +7,7 @@
 
 use super::{
     scratch::Scratch,
-    simd::{Element, simd},
+    simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, MAX_ROWS, Start},
 };
 use crate::weight::Elements;
@@ -63,9 +63,7 @@ impl Rows {
         let mut rows = Self::new(arithmetic, n, &[width]);
         let (stride, chunk) = (rows.stride.max(1), (16 * 1024usize).div_ceil(width.max(1)));
         rows.units.par_chunks_mut(chunk * stride).zip(x.par_chunks(chunk * width.max(1))).for_each(|(units, x)| {
-            for (units, x) in units.chunks_exact_mut(stride).zip(x.chunks_exact(width.max(1))) {
-                round(arithmetic, x, 1.0, units);
-            }
+            round_rows(arithmetic, (x, width.max(1)), (units, stride));
         });
         rows
     }
@@ -135,9 +133,7 @@ impl Block<'_> {
     /// Rounds rows of `width` numbers into it.
     pub(crate) fn fill(self, x: &[f32], width: usize) {
         if let Some((arithmetic, units, stride)) = self.0 {
-            for (x, units) in x.chunks_exact(width).zip(units.chunks_exact_mut(stride)) {
-                round(arithmetic, x, 1.0, units);
-            }
+            round_rows(arithmetic, (x, width), (units, stride));
         }
     }
 }
@@ -160,21 +156,28 @@ fn unit(arithmetic: Arithmetic, first: f32, second: f32) -> u32 {
     }
 }
 
-/// `x·scale` as units.
-pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], scale: f32, units: &mut [u32]) {
+/// Numbers as units.
+pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], units: &mut [u32]) {
     simd(
         #[inline(always)]
         || match arithmetic {
-            Arithmetic::F32 => units.iter_mut().zip(x).for_each(|(u, x)| *u = (x * scale).to_bits()),
+            Arithmetic::F32 => units.iter_mut().zip(x).for_each(|(u, x)| *u = x.to_bits()),
             Arithmetic::BF16 => {
                 let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
-                halves.iter_mut().zip(x).for_each(|(h, x)| *h = (x * scale).nearest());
+                halves.iter_mut().zip(x).for_each(|(h, x)| *h = x.nearest());
                 if let Some(rest) = halves.get_mut(x.len()..x.len().next_multiple_of(2)) {
                     rest.fill(bf16::ZERO);
                 }
             }
         },
     );
+}
+
+/// Rows of `width` numbers as rows of units that begin `stride` apart.
+pub(crate) fn round_rows(arithmetic: Arithmetic, (x, width): (&[f32], usize), (units, stride): (&mut [u32], usize)) {
+    for (x, units) in x.chunks_exact(width).zip(units.chunks_exact_mut(stride)) {
+        round(arithmetic, x, units);
+    }
 }
 
 /// Numbers become units where they lie: with `bf16` they fill the first half.
@@ -406,7 +409,7 @@ fn interleave<T: Element, const PER: usize>(x: &[T], run: &Run, to: &mut [u32]) 
             let to = &mut to[p * run.panel + first * LANES..];
             let from = &x[(first * PER * run.stride + col).min(x.len())..];
             if width == LANES && PER == 2 {
-                T::pairs(from, run.stride, to[..whole * LANES].as_chunks_mut().0);
+                simd::pairs(from, run.stride, to[..whole * LANES].as_chunks_mut().0);
             } else {
                 for (u, to) in to.chunks_exact_mut(LANES).take(whole).enumerate() {
                     let row = |i: usize| &from[(u * PER + i) * run.stride..][..width];

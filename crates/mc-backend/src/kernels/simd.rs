@@ -24,22 +24,17 @@ pub(crate) trait Element: Copy + Send + Sync {
         let nan = bits >> 16 | 0x40;
         bf16::from_bits(if bits & 0x7FFF_FFFF > 0x7F80_0000 { nan } else { rounded } as u16)
     }
-    /// Pairs of 16 neighbouring columns, rounded to `bf16`; see [`tile::pairs`].
+    /// What the CPU does faster than [`pairs`]; whether it did.
     #[inline(always)]
-    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
-        for (i, pairs) in pairs.iter_mut().enumerate() {
-            let (first, second) = (&x[2 * i * stride..][..LANES], &x[(2 * i + 1) * stride..][..LANES]);
-            for ((p, a), b) in pairs.iter_mut().zip(first).zip(second) {
-                *p = u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16;
-            }
-        }
+    fn fast_pairs(_: &[Self], _: usize, _: &mut [[u32; LANES]]) -> bool {
+        false
     }
 }
 impl Element for f32 {
     const ZERO: Self = 0.0;
     #[inline(always)]
-    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
-        tile::rounded_pairs(x, stride, pairs);
+    fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
+        tile::rounded_pairs(x, stride, pairs)
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -53,8 +48,8 @@ impl Element for bf16 {
         self
     }
     #[inline(always)]
-    fn pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) {
-        tile::pairs(bytemuck::cast_slice(x), stride, pairs);
+    fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
+        tile::pairs(x, stride, pairs)
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -72,6 +67,21 @@ impl Element for f16 {
         let finite = f32::from_bits(magnitude << 13) * f32::from_bits((254 - 15) << 23);
         let special = if magnitude >= 0x7C00 { 0xFF << 23 } else { 0 };
         f32::from_bits(finite.to_bits() | special | (bits & 0x8000) << 16)
+    }
+}
+
+/// Pairs of 16 neighbouring columns, rounded to `bf16`: two rows of `x`, which lie `stride` apart, become one row of pairs,
+/// the first of the two in the low half.
+#[inline(always)]
+pub(crate) fn pairs<T: Element>(x: &[T], stride: usize, pairs: &mut [[u32; LANES]]) {
+    if T::fast_pairs(x, stride, pairs) {
+        return;
+    }
+    for (i, pairs) in pairs.iter_mut().enumerate() {
+        let (first, second) = (&x[2 * i * stride..][..LANES], &x[(2 * i + 1) * stride..][..LANES]);
+        for ((p, a), b) in pairs.iter_mut().zip(first).zip(second) {
+            *p = u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16;
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! A tile goes through the whole depth at once, in order, so a number depends on its row and column alone, and not on
 //! how the work was cut.
 
-use super::simd::Element;
+use half::bf16;
 use std::sync::LazyLock;
 
 /// Columns of a panel.
@@ -271,40 +271,39 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
 }
 
 /// Pairs of 16 neighbouring columns: two rows of `x`, which lie `stride` apart, become one row of pairs, the first of the
-/// two in the low half.
+/// two in the low half. Whether the CPU has a fast way, and so it is done.
 #[inline(always)]
-pub(crate) fn pairs(x: &[u16], stride: usize, pairs: &mut [[u32; LANES]]) {
-    check_rows(x.len(), stride, pairs.len());
+pub(crate) fn pairs(x: &[bf16], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if *ISA == Isa::Avx512 {
+        check_rows(x.len(), stride, pairs.len());
         // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
         #[allow(unsafe_code)]
-        return unsafe { avx512::pairs(x, stride, pairs) };
-    }
-    for (x, pairs) in x.chunks(2 * stride).zip(pairs) {
-        for ((p, a), b) in pairs.iter_mut().zip(x).zip(&x[stride..]) {
-            *p = u32::from(*a) | u32::from(*b) << 16;
+        unsafe {
+            avx512::pairs(x, stride, pairs);
         }
+        return true;
     }
+    false
 }
 
 /// As [`pairs`], of numbers that are rounded to `bf16`.
 #[inline(always)]
-pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) {
-    check_rows(x.len(), stride, pairs.len());
+pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if *ISA == Isa::Avx512 {
+        check_rows(x.len(), stride, pairs.len());
         // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
         #[allow(unsafe_code)]
-        return unsafe { avx512::rounded_pairs(x, stride, pairs) };
-    }
-    for (x, pairs) in x.chunks(2 * stride).zip(pairs) {
-        for ((p, a), b) in pairs.iter_mut().zip(x).zip(&x[stride..]) {
-            *p = u32::from(a.nearest().to_bits()) | u32::from(b.nearest().to_bits()) << 16;
+        unsafe {
+            avx512::rounded_pairs(x, stride, pairs);
         }
+        return true;
     }
+    false
 }
 
+#[cfg(target_arch = "x86_64")]
 fn check_rows(len: usize, stride: usize, pairs: usize) {
     assert!(pairs == 0 || stride > 0 && (2 * pairs - 1) * stride + LANES <= len, "rows of pairs out of bounds");
 }
@@ -369,7 +368,7 @@ mod avx512 {
     /// # Safety
     /// The CPU has AVX-512; `x` has two rows of 16 for each of `pairs`.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn pairs(x: &[u16], stride: usize, pairs: &mut [[u32; LANES]]) {
+    pub(super) unsafe fn pairs(x: &[half::bf16], stride: usize, pairs: &mut [[u32; LANES]]) {
         for (i, pairs) in pairs.iter_mut().enumerate() {
             // SAFETY: 16 halves are 256 bits, and 16 pairs are 512.
             unsafe {

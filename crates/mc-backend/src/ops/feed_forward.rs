@@ -4,15 +4,16 @@
 //! the backward pass needs, and that in the precision of the products.
 
 use super::{
-    Linear, activation,
-    group::{Group, Project, Side, are_few, project_with, rows_at_once},
-    lora, norm,
+    Linear,
+    block::{FINER, Ops, PLAIN, Project, Side, trained},
+    group::{Group, are_few, rows_at_once},
+    lora,
 };
 use crate::{
     graft::{Value, graft_with},
     kernels::{
         self,
-        operand::{Rows, round, widen},
+        operand::{Rows, round, round_rows, widen},
         rows,
         scratch::Scratch,
         tile::Start,
@@ -67,22 +68,11 @@ pub fn composed(x: &Tensor, f: &FeedForward) -> Result<Tensor> {
     unfused(x, f, &PLAIN)
 }
 
-/// The ops of a block that is not fused.
-struct Ops {
-    norm: fn(&Tensor, &Tensor, f64) -> Result<Tensor>,
-    project: fn(&Tensor, &Linear) -> Result<Tensor>,
-    swiglu: fn(&Tensor, &Tensor) -> Result<Tensor>,
-}
-/// Each takes its own best path.
-const FINER: Ops = Ops { norm: norm::rms_norm, project: lora::project, swiglu: activation::swiglu };
-const PLAIN: Ops =
-    Ops { norm: norm::rms_norm_composed, project: lora::project_composed, swiglu: activation::swiglu_composed };
-
 fn unfused(x: &Tensor, f: &FeedForward, ops: &Ops) -> Result<Tensor> {
     let h = (ops.norm)(x, f.norm, f.eps)?;
-    let wide = project_with(f.project, Side::In, &[&f.gate, &f.up], &h, ops.project)?;
+    let wide = ops.project(f.project, Side::In, &[&f.gate, &f.up], &h)?;
     let [gate, up] = wide.as_slice() else { bail!("{} projections for gate and up", wide.len()) };
-    let down = project_with(f.project, Side::Out, &[&f.down], &(ops.swiglu)(gate, up)?, ops.project)?;
+    let down = ops.project(f.project, Side::Out, &[&f.down], &(ops.swiglu)(gate, up)?)?;
     let [down] = down.as_slice() else { bail!("{} projections for down", down.len()) };
     x + down
 }
@@ -105,8 +95,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     let n = x.elem_count() / d.max(1);
     let (x, weight) = (x.contiguous()?, f.norm.detach().flatten_all()?.to_vec1::<f32>()?);
     let up_at = wide.outputs().nth(1).map_or(0, |up| up.start);
-    let trained: Vec<&Tensor> =
-        [&f.gate, &f.up, &f.down].into_iter().filter_map(|l| l.lora.as_ref()).flat_map(|l| [l.a, l.b]).collect();
+    let trained = trained(&[&f.gate, &f.up, &f.down]);
     let tracked = x.track_op() || trained.iter().any(|t| t.track_op());
     let x_slice = kernels::slice(&x)?;
 
@@ -145,19 +134,17 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         let mut row = vec![0f32; d.max(inner)];
         for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
             rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
-            round(arithmetic, &row[..d], 1.0, h);
+            round(arithmetic, &row[..d], h);
         }
         let start = wide.bias().map_or(Start::Zero, Start::Row);
         first.run(n, (h, h_stride), start, (wide_out, outer));
         for (out, act) in wide_out.chunks_exact(outer).zip(act.chunks_exact_mut(act_stride)) {
             rows::swiglu_row(&out[..inner], &out[up_at..up_at + inner], &mut row[..inner]);
-            round(narrow.arithmetic, &row[..inner], 1.0, act);
+            round(narrow.arithmetic, &row[..inner], act);
         }
         saved.fill(wide_out, outer);
         second.run(n, (act, act_stride), Start::Matrix(x, d), (y, d));
-        if let Some(bias) = narrow.bias() {
-            y.chunks_exact_mut(d).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-        }
+        narrow.add_bias(y);
     });
     drop((first, second, x_slice));
 
@@ -179,9 +166,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
             let (n, top) = (dx.len() / d, block * at_once);
             let range = top * d..top * d + dx.len();
             let (x, g) = (&x[range.clone()], &g_slice[range]);
-            for (g, units) in g.chunks_exact(d).zip(g_rows.chunks_exact_mut(g_stride)) {
-                round(narrow.arithmetic, g, 1.0, units);
-            }
+            round_rows(narrow.arithmetic, (g, d), (g_rows, g_stride));
             let mut d_act = Scratch::new(n * inner);
             let d_act = d_act.f32();
             first.run(n, (g_rows, g_stride), Start::Zero, (d_act, inner));
@@ -190,7 +175,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
                 widen(arithmetic, gate_up.row(top + i), &mut row);
                 let (gate, up) = row.split_at_mut(up_at);
                 rows::swiglu_backward_row(&mut gate[..inner], &mut up[..inner], d_act);
-                round(arithmetic, &row, 1.0, units);
+                round(arithmetic, &row, units);
             }
             second.run(n, (d_wide, wide_stride), Start::Zero, (dx, d));
             rows::rms_norm_backward_rows(x, &weight, eps, dx);
@@ -200,7 +185,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         let mut gradients = wide.gradients(n, &h, None, &d_wide)?;
         gradients.extend(narrow.gradients(n, &act, None, &g_rows)?);
         let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
-        Ok((Some(dx), gradients.into_iter().flat_map(|l| [l.a, l.b]).collect()))
+        Ok((Some(dx), gradients))
     })
 }
 

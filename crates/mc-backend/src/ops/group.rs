@@ -29,32 +29,6 @@ pub struct Linear<'a> {
     pub lora: Option<Lora<'a>>,
 }
 
-/// Which projections of a half of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Those that read its normalised input: q, k and v, or gate and up.
-    In,
-    /// The one back to the residual stream: o, or down.
-    Out,
-}
-
-/// Computes the projections of one side in place of the op that is given it: their input → one output each.
-pub type Project<'a> = dyn Fn(Side, &Tensor) -> Result<Vec<Tensor>> + 'a;
-
-/// The outputs of one side, by what replaces the projections or one by one.
-pub(super) fn project_with(
-    instead: Option<&Project>,
-    side: Side,
-    linears: &[&Linear],
-    x: &Tensor,
-    project: fn(&Tensor, &Linear) -> Result<Tensor>,
-) -> Result<Vec<Tensor>> {
-    match instead {
-        Some(instead) => instead(side, x),
-        None => linears.iter().map(|linear| project(x, linear)).collect(),
-    }
-}
-
 /// Projections side by side: the output of each begins at a multiple of 16 columns.
 pub(super) struct Group {
     pub(super) arithmetic: Arithmetic,
@@ -91,14 +65,6 @@ impl Low {
     }
 }
 
-/// The gradients of a trained part.
-pub(super) struct LowGradient {
-    /// `(rank, in)`
-    pub(super) a: Tensor,
-    /// `(out, rank)`
-    pub(super) b: Tensor,
-}
-
 impl Group {
     /// `None` if a matrix is not on the CPU in a dtype of the kernels, a trained part is not `f32`, or there is dropout.
     pub(super) fn new(projections: &[&Linear]) -> Result<Option<Self>> {
@@ -118,9 +84,9 @@ impl Group {
             }
             let low = match &p.lora {
                 Some(lora) => {
-                    let (r, dense) = (lora.a.dim(0)?, |t: &Tensor| t.detach().to_dtype(DType::F32)?.contiguous());
-                    let low =
-                        Low { a: dense(lora.a)?, b: dense(lora.b)?, scale: lora.scale as f32, ranks: rank..rank + r };
+                    let r = lora.a.dim(0)?;
+                    let (a, b) = (lora.a.detach().contiguous()?, lora.b.detach().contiguous()?);
+                    let low = Low { a, b, scale: lora.scale as f32, ranks: rank..rank + r };
                     rank += r.next_multiple_of(arithmetic.per_unit());
                     Some(low)
                 }
@@ -147,6 +113,13 @@ impl Group {
     /// The bias of all outputs, if there is any.
     pub(super) fn bias(&self) -> Option<&[f32]> {
         (!self.bias.is_empty()).then_some(&self.bias)
+    }
+
+    /// Adds the bias, if there is any, to rows of the one projection's width.
+    pub(super) fn add_bias(&self, y: &mut [f32]) {
+        let Some(bias) = self.bias() else { return };
+        let width = self.members.first().map_or(1, |m| m.out.len());
+        y.chunks_exact_mut(width).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     }
 
     /// Rows for the input and its low-rank parts.
@@ -247,7 +220,7 @@ impl Group {
         self.members.iter().filter_map(|m| Some((m, m.low.as_ref()?)))
     }
 
-    /// The gradients of A and B, member by member, from the rows of `n` inputs and of their outputs' gradients, both
+    /// The gradients of A and B, member by member and in turn, from the rows of `n` inputs and of their outputs' gradients, both
     /// with their low-rank parts. `dropped` is what the low-rank parts read, where that is not the input.
     pub(super) fn gradients(
         &self,
@@ -255,7 +228,7 @@ impl Group {
         input: &Rows,
         dropped: Option<&Rows>,
         gradient: &Rows,
-    ) -> Result<Vec<LowGradient>> {
+    ) -> Result<Vec<Tensor>> {
         if self.rank == 0 {
             return Ok(vec![]);
         }
@@ -264,14 +237,15 @@ impl Group {
         let a = tall(&low(gradient, self.outer), self.rank, dropped.unwrap_or(input).matrix(0), (n, self.inner));
         let b = tall(&low(input, self.inner), self.rank, gradient.matrix(0), (n, self.outer));
         let device = &candle_core::Device::Cpu;
-        self.low()
-            .map(|(m, l)| {
-                let (r, inner, outer) = (l.ranks.len(), self.inner, self.outer);
-                let da = Tensor::from_slice(&a[l.ranks.start * inner..l.ranks.end * inner], (r, inner), device)?;
-                let db = m.out.clone().flat_map(|o| l.ranks.clone().map(move |r| r * outer + o)).map(|i| b[i]);
-                Ok(LowGradient { a: da, b: Tensor::from_iter(db, device)?.reshape((m.out.len(), r))? })
-            })
-            .collect()
+        let mut gradients = vec![];
+        for (m, l) in self.low() {
+            let (r, inner, outer) = (l.ranks.len(), self.inner, self.outer);
+            let db = m.out.clone().flat_map(|o| l.ranks.clone().map(move |r| r * outer + o)).map(|i| b[i]);
+            let da = &a[l.ranks.start * inner..l.ranks.end * inner];
+            gradients.push(Tensor::from_slice(da, (r, inner), device)?);
+            gradients.push(Tensor::from_iter(db, device)?.reshape((m.out.len(), r))?);
+        }
+        Ok(gradients)
     }
 
     /// The forward pass of a few rows, whose cost is reading the matrices: rows of `stride`, nothing rounded.
@@ -365,7 +339,7 @@ impl Stage {
                     #[inline(always)]
                     || h.iter_mut().zip(&self.scales).for_each(|(h, s)| *h *= s),
                 );
-                round(self.arithmetic, h, 1.0, &mut row[self.first..]);
+                round(self.arithmetic, h, &mut row[self.first..]);
             }
         }
         self.whole.multiply(rows, (units, stride), start, out);

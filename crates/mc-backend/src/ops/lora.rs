@@ -2,6 +2,7 @@
 
 use super::{
     Linear,
+    block::trained,
     group::{Group, are_few, rows_at_once},
     linear,
 };
@@ -10,7 +11,7 @@ use crate::{
     graft::{Value, graft, graft_with},
     kernels::{
         self,
-        operand::{Rows, round},
+        operand::{Rows, round_rows},
         tile::Start,
     },
 };
@@ -98,7 +99,7 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
     let n = x.elem_count().checked_div(inner).unwrap_or(0);
     let dense = x.detach().contiguous()?;
     let x_slice = kernels::slice(&dense)?;
-    let trained: Vec<&Tensor> = linear.lora.iter().flat_map(|l| [l.a, l.b]).collect();
+    let trained = trained(&[linear]);
     let tracked = x.track_op() || trained.iter().any(|t| t.track_op());
     let shape = linear::output_shape(x, linear.weight);
 
@@ -116,9 +117,7 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
     let units = input.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
     let rows = y.par_chunks_mut((at_once * outer).max(1)).zip(x_slice.par_chunks((at_once * inner).max(1)));
     units.zip(rows).for_each(|((block, units), (y, x))| {
-        for (x, units) in x.chunks_exact(inner).zip(units.chunks_exact_mut(stride)) {
-            round(arithmetic, x, 1.0, units);
-        }
+        round_rows(arithmetic, (x, inner), (units, stride));
         let low = dropped.as_ref().map(|d| d.left_from(block * at_once));
         let n = x.len() / inner;
         stage.run_on(n, low, (units, stride), group.bias().map_or(Start::Zero, Start::Row), (y, outer));
@@ -135,9 +134,7 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
         let units = gradient.units.par_chunks_mut((at_once * stride).max(1)).enumerate();
         let rows = dx.par_chunks_mut((at_once * inner).max(1)).zip(g_slice.par_chunks((at_once * outer).max(1)));
         units.zip(rows).for_each(|((block, units), (dx, g))| {
-            for (g, units) in g.chunks_exact(outer).zip(units.chunks_exact_mut(stride)) {
-                round(arithmetic, g, 1.0, units);
-            }
+            round_rows(arithmetic, (g, outer), (units, stride));
             let n = g.len() / outer;
             stage.run(n, (units, stride), Start::Zero, (dx, inner));
             if let (Some(low), Some(mask)) = (&low, &mask) {
@@ -147,9 +144,9 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
                 dx.iter_mut().zip(part.iter().zip(mask)).for_each(|(dx, (p, m))| *dx += p * m);
             }
         });
-        let trained = group.gradients(n, &input, dropped.as_ref(), &gradient)?;
+        let gradients = group.gradients(n, &input, dropped.as_ref(), &gradient)?;
         let dx = if wants_x { Some(Tensor::from_vec(dx, like.shape(), g.device())?) } else { None };
-        Ok((dx, trained.into_iter().flat_map(|l| [l.a, l.b]).collect()))
+        Ok((dx, gradients))
     })
 }
 

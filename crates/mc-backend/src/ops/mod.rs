@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod block;
 pub mod composed;
 mod cross_entropy;
 mod embedding;
@@ -20,11 +21,12 @@ mod self_attention;
 
 pub use activation::{gelu, swiglu};
 pub use attention::{Attention, attention};
+pub use block::{Project, Side};
 pub use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
 pub use feed_forward::{FeedForward, feed_forward};
 pub use frozen::{add_frozen, mul_frozen};
-pub use group::{Linear, Project, Side};
+pub use group::Linear;
 pub use linear::linear;
 pub use lora::{Dropout, Lora, lora_linear};
 pub use norm::{layer_norm, rms_norm};

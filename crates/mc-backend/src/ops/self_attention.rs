@@ -6,8 +6,9 @@
 
 use super::{
     Attention, Linear, attention,
-    group::{Group, Project, Side, are_few, project_with, rows_at_once},
-    lora, norm,
+    block::{FINER, Ops, PLAIN, Project, Side, trained},
+    group::{Group, are_few, rows_at_once},
+    lora,
     rope::{self, Rope, Table},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     kernels::{
         self,
         attention::{self as kernel, Gradients, Packed, View},
-        operand::{Matrix, Rows, round, widen},
+        operand::{Matrix, Rows, round, round_rows, widen},
         rows,
         scratch::Scratch,
         tile::Start,
@@ -74,8 +75,7 @@ pub fn self_attention(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>)
     let table = check(x, s)?;
     let on_cpu = [x, s.norm].into_iter().chain(s.head_norms.into_iter().flatten());
     let serves = s.project.is_none() && on_cpu.into_iter().all(kernels::serve);
-    let trained: Vec<&Tensor> =
-        [&s.q, &s.k, &s.v, &s.o].into_iter().filter_map(|l| l.lora.as_ref()).flat_map(|l| [l.a, l.b]).collect();
+    let trained = trained(&[&s.q, &s.k, &s.v, &s.o]);
     let tracked = x.track_op() || trained.iter().any(|t| t.track_op());
     if !serves || tracked && cache.is_some() {
         return unfused(x, s, cache, &FINER);
@@ -94,27 +94,10 @@ pub fn composed(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>) -> Re
     unfused(x, s, cache, &PLAIN)
 }
 
-/// The ops of a block that is not fused.
-struct Ops {
-    norm: fn(&Tensor, &Tensor, f64) -> Result<Tensor>,
-    project: fn(&Tensor, &Linear) -> Result<Tensor>,
-    rope: fn(&Tensor, &Rope, &Arc<[u32]>) -> Result<Tensor>,
-    attention: fn(&Tensor, &Tensor, &Tensor, &Attention) -> Result<Tensor>,
-}
-/// Each takes its own best path.
-const FINER: Ops =
-    Ops { norm: norm::rms_norm, project: lora::project, rope: rope::rope, attention: attention::attention };
-const PLAIN: Ops = Ops {
-    norm: norm::rms_norm_composed,
-    project: lora::project_composed,
-    rope: rope::composed,
-    attention: attention::composed,
-};
-
 fn unfused(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>, ops: &Ops) -> Result<Tensor> {
     let (b, t, _) = x.dims3()?;
     let h = (ops.norm)(x, s.norm, s.eps)?;
-    let qkv = project_with(s.project, Side::In, &[&s.q, &s.k, &s.v], &h, ops.project)?;
+    let qkv = ops.project(s.project, Side::In, &[&s.q, &s.k, &s.v], &h)?;
     let [q, k, v] = qkv.as_slice() else { bail!("{} projections for q, k and v", qkv.len()) };
     let heads = |x: &Tensor| x.reshape((b, t, (), s.head_dim));
     let turned = |x: &Tensor, norm: Option<&Tensor>| {
@@ -129,7 +112,7 @@ fn unfused(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>, ops: &Ops)
         None => (k, v),
     };
     let out = (ops.attention)(&q, &k, &v, &s.how)?.reshape((b, t, s.q.weight.rows()))?;
-    let out = project_with(s.project, Side::Out, &[&s.o], &out, ops.project)?;
+    let out = ops.project(s.project, Side::Out, &[&s.o], &out)?;
     let [out] = out.as_slice() else { bail!("{} projections for o", out.len()) };
     x + out
 }
@@ -244,7 +227,7 @@ impl Block {
             let mut row = vec![0f32; hidden];
             for (x, h) in x.chunks_exact(hidden).zip(h.chunks_exact_mut(stride)) {
                 rows::rms_norm_rows(x, &self.norm, self.eps, &mut row);
-                round(self.qkv.arithmetic, &row, 1.0, h);
+                round(self.qkv.arithmetic, &row, h);
             }
             let bias = self.qkv.bias().map_or(Start::Zero, Start::Row);
             stage.run(x.len() / hidden, (h, stride), bias, (out, outer));
@@ -276,21 +259,13 @@ impl Block {
             let out = out.f32();
             kernel::forward(shape, &packed, (b, tile.clone()), q, out, sums);
             let mut rows = self.o.input_rows(tile.len());
-            for (out, units) in out.chunks_exact(width).zip(rows.units.chunks_exact_mut(stride)) {
-                round(self.o.arithmetic, out, 1.0, units);
-            }
+            round_rows(self.o.arithmetic, (out, width), (&mut rows.units, stride));
             let x = &x[(b * t + tile.start) * hidden..(b * t + tile.end) * hidden];
             stage.run(tile.len(), (&mut rows.units, stride), Start::Matrix(x, hidden), (y, hidden));
-            self.add_bias(y);
+            self.o.add_bias(y);
             units.copy_from_slice(&rows.units[..units.len()]);
         });
         Ok(y)
-    }
-
-    fn add_bias(&self, y: &mut [f32]) {
-        if let Some(bias) = self.o.bias() {
-            y.chunks_exact_mut(self.size.2).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-        }
     }
 
     /// The pass without gradient; `x` is contiguous.
@@ -339,11 +314,9 @@ impl Block {
             } else {
                 let (stage, mut rows) = (self.o.forward()?, self.o.input_rows(n));
                 let stride = rows.stride;
-                for (out, units) in out.chunks_exact(width).zip(rows.units.chunks_exact_mut(stride)) {
-                    round(self.o.arithmetic, out, 1.0, units);
-                }
+                round_rows(self.o.arithmetic, (&out, width), (&mut rows.units, stride));
                 stage.run(n, (&mut rows.units, stride), Start::Itself, (&mut y, hidden));
-                self.add_bias(&mut y);
+                self.o.add_bias(&mut y);
             }
             Ok(y)
         })??;
@@ -393,9 +366,7 @@ impl Block {
         let (stage, stride) = (self.o.backward(true)?, g_rows.stride);
         let blocks = d_attended.par_chunks_mut(at_once * width).zip(g_slice.par_chunks(at_once * hidden));
         blocks.zip(g_rows.units.par_chunks_mut(at_once * stride)).for_each(|((d_attended, g), units)| {
-            for (g, units) in g.chunks_exact(hidden).zip(units.chunks_exact_mut(stride)) {
-                round(self.o.arithmetic, g, 1.0, units);
-            }
+            round_rows(self.o.arithmetic, (g, hidden), (units, stride));
             stage.run(g.len() / hidden, (units, stride), Start::Zero, (d_attended, width));
         });
         drop(stage);
@@ -428,7 +399,7 @@ impl Block {
                     widen(arithmetic, saved.row(i), &mut raw);
                 }
                 self.turn_back(i, (cos, sin), &raw, &mut row);
-                round(arithmetic, &row, 1.0, units);
+                round(arithmetic, &row, units);
             }
             stage.run(rows, (units, stride), Start::Zero, (dx, hidden));
             let range = top * hidden..(top + rows) * hidden;
@@ -439,7 +410,7 @@ impl Block {
         let mut gradients = self.qkv.gradients(n, &saved.h, None, &d_qkv)?;
         gradients.extend(self.o.gradients(n, &saved.attended, None, &g_rows)?);
         let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
-        Ok((Some(dx), gradients.into_iter().flat_map(|l| [l.a, l.b]).collect()))
+        Ok((Some(dx), gradients))
     }
 }
 
