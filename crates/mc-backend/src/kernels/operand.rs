@@ -147,15 +147,6 @@ pub(crate) fn matrix(arithmetic: Arithmetic, units: &[u32], stride: usize) -> Ma
     Matrix::new(elements, stride * arithmetic.per_unit())
 }
 
-/// One unit: the first number, and with `bf16` the second one above it.
-#[inline(always)]
-fn unit(arithmetic: Arithmetic, first: f32, second: f32) -> u32 {
-    match arithmetic {
-        Arithmetic::F32 => first.to_bits(),
-        Arithmetic::BF16 => u32::from(first.nearest().to_bits()) | u32::from(second.nearest().to_bits()) << 16,
-    }
-}
-
 /// Numbers as units.
 pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], units: &mut [u32]) {
     simd(
@@ -177,17 +168,6 @@ pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], units: &mut [u32]) {
 pub(crate) fn round_rows(arithmetic: Arithmetic, (x, width): (&[f32], usize), (units, stride): (&mut [u32], usize)) {
     for (x, units) in x.chunks_exact(width).zip(units.chunks_exact_mut(stride)) {
         round(arithmetic, x, units);
-    }
-}
-
-/// Numbers become units where they lie: with `bf16` they fill the first half.
-pub(crate) fn round_in_place(arithmetic: Arithmetic, x: &mut [f32]) {
-    if arithmetic == Arithmetic::BF16 {
-        let (n, units): (_, &mut [u32]) = (x.len(), bytemuck::cast_slice_mut(x));
-        for u in 0..n.div_ceil(2) {
-            let second = units.get(2 * u + 1).map_or(0.0, |u| f32::from_bits(*u));
-            units[u] = unit(arithmetic, f32::from_bits(units[2 * u]), second);
-        }
     }
 }
 

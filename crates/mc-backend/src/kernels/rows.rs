@@ -1,7 +1,7 @@
 //! Kernels that work on one row at a time: norms, gates, rotation, cross-entropy. Rows are independent, so they run in
 //! parallel over blocks of rows.
 
-use super::simd::{Element, dot, exp, max, simd, sum_of};
+use super::simd::{Element, dot, exp, simd, sum_of};
 use crate::weight::Elements;
 use rayon::prelude::*;
 
@@ -226,36 +226,6 @@ pub(crate) fn rope_row((cos, sin): (&[f32], &[f32]), sign: f32, x: &mut [f32]) {
             }
         },
     );
-}
-
-/// Cross-entropy of each row of logits against its target, `ln Σ eˣ − x[target]`; the row becomes its gradient,
-/// softmax minus one-hot, where `want_gradient`.
-pub(crate) fn cross_entropy(logits: &mut [f32], targets: &[u32], want_gradient: bool, losses: &mut [f32]) {
-    let v = logits.len() / targets.len().max(1);
-    let rows = logits.par_chunks_mut(v.max(1)).zip(targets).zip(losses);
-    rows.for_each(|((row, target), loss)| {
-        simd(
-            #[inline(always)]
-            || {
-                let top = max(row);
-                let at_target = row[*target as usize];
-                if !want_gradient {
-                    *loss = sum_of(row, |x| exp(x - top)).ln() + top - at_target;
-                    return;
-                }
-                for x in row.iter_mut() {
-                    *x = exp(*x - top);
-                }
-                let sum = sum_of(row, |x| x);
-                *loss = sum.ln() + top - at_target;
-                let inverse = 1.0 / sum;
-                for x in row.iter_mut() {
-                    *x *= inverse;
-                }
-                row[*target as usize] -= 1.0;
-            },
-        );
-    });
 }
 
 /// `sums[i] = Σ_j W[i, j]²`

@@ -5,28 +5,34 @@ use crate::{
     graft::{Value, graft},
     kernels::{
         self,
-        operand::{Matrix, Panels, Part, Rows, round_in_place},
-        rows,
+        operand::{Matrix, Panels, Part, Rows, round},
         scratch::Scratch,
-        tile::{Arithmetic, MAX_ROWS, Start},
+        simd::{self, simd},
+        tile::{Arithmetic, LANES, Start},
     },
-    ops::group::rows_at_once,
-    weight::Elements,
 };
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
-/// Logits that exist at one time on the CPU: 16 million `f32` are 64 MB. The head is packed once for each chunk, and
-/// 100 rows of the largest vocabularies are enough to pay for that.
-const CHUNK: usize = 16 << 20;
-/// Rows of the head that are packed at a time, a multiple of a panel's columns.
-const BLOCK: usize = 4096;
+/// Parts of the vocabulary that threads take. Fixed, so that no sum depends on the number of threads.
+const PARTS: usize = 16;
+/// Rows of the head that are packed at a time, at most.
+const BLOCK: usize = 1024;
+/// Positions whose logits of a block exist at a time: 132 × 1,024 numbers stay in the L2 cache.
+const TILE: usize = 132;
+/// Numbers of the gradient that all parts hold at one time: 64 MB.
+const SUMS: usize = 16 << 20;
 
 /// Σ over the supervised positions of `ln Σ exp(h·Wᵀ) − (h·Wᵀ)[target]`, a scalar in `f32`, or in `f64` for `f64` input.
 ///
 /// `hidden` is `(…, d)`, `head` `(vocabulary, d)`; `positions[i]` is a row of `hidden` seen as `(n, d)` and
 /// `targets[i]` the token that it should give. Rows that are not named cost nothing. The gradient to `hidden` is
-/// computed in the same pass as the loss, one chunk of rows after the other, and only if `hidden` is tracked.
+/// computed in the same pass as the loss, and only if `hidden` is tracked.
+///
+/// The gradient at a position is `Σ p·W − W[target]`, the softmax-weighted sum of the rows that gave the logits. So this is
+/// attention with the head as keys and values, and computed like it (Milakov & Gimelshein, "Online normalizer calculation
+/// for softmax", 2018): block by block of the vocabulary, each read once, rescaled where a larger logit appears.
 ///
 /// # Errors
 /// If a position or a target is out of range, or there is not one target for each position.
@@ -35,28 +41,30 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
     let Some(elements) = head.elements().filter(|_| kernels::serve(hidden)) else {
         return composed(hidden, head, positions, targets);
     };
-    let v = head.rows();
     let dense = hidden.detach().contiguous()?;
     let h = kernels::slice(&dense)?;
+    let head = Head { matrix: Matrix::new(elements, d), arithmetic: head.arithmetic(), size: (head.rows(), d) };
     let wants_gradient = hidden.track_op();
     let mut gradient = vec![0f32; if wants_gradient { h.len() } else { 0 }];
     let mut loss = 0f64;
-    let in_chunk = (CHUNK / v).clamp(1, positions.len().max(1));
-    let mut logits = Scratch::new(in_chunk.next_multiple_of(MAX_ROWS) * v);
-    let logits = logits.f32();
-    let mut dx = vec![0f32; if wants_gradient { in_chunk * d } else { 0 }];
+    let in_chunk = (SUMS / (PARTS * d)).max(1);
     for (positions, targets) in positions.chunks(in_chunk).zip(targets.chunks(in_chunk)) {
-        let n = positions.len();
         let x: Vec<f32> = positions.iter().flat_map(|p| &h[*p as usize * d..(*p as usize + 1) * d]).copied().collect();
-        let mut losses = vec![0f32; n];
-        head_product(&x, elements, head.arithmetic(), (n, v, d), logits);
-        rows::cross_entropy(&mut logits[..n * v], targets, wants_gradient, &mut losses);
-        loss += losses.iter().map(|l| f64::from(*l)).sum::<f64>();
+        let rows = Rows::of(head.arithmetic, &x, d);
+        let mut parts: Vec<_> =
+            head.parts().into_par_iter().map(|part| head.softmax(part, &rows, targets, wants_gradient)).collect();
+        let (whole, others) = parts.split_at_mut(1);
+        let Some(whole) = whole.first_mut() else { continue };
+        others.iter_mut().for_each(|part| whole.join(part, d));
+        loss += whole.sums.iter().map(|s| f64::from(s.sum.ln() + s.top - s.at_target)).sum::<f64>();
         if wants_gradient {
-            head_gradient(logits, elements, head.arithmetic(), (n, v, d), &mut dx[..n * d]);
-            for (p, dx) in positions.iter().zip(dx.chunks_exact(d)) {
+            let sums = whole.gradient.f32().chunks_exact(d).zip(&whole.sums);
+            for ((p, target), (dx, s)) in positions.iter().zip(targets).zip(sums) {
                 let row = &mut gradient[*p as usize * d..(*p as usize + 1) * d];
-                row.iter_mut().zip(dx).for_each(|(g, dx)| *g += dx);
+                let (inverse, target) = (1.0 / s.sum, head.matrix.from(*target as usize * d).elements);
+                for (j, (g, dx)) in row.iter_mut().zip(dx).enumerate() {
+                    *g += dx * inverse - target.get(j);
+                }
             }
         }
     }
@@ -67,48 +75,118 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
     })
 }
 
-/// `x·headᵀ`, block by block of the vocabulary: x `(n, d)` → the first n rows of `logits`, of width v.
-fn head_product(
-    x: &[f32],
-    head: Elements,
+/// The output matrix.
+struct Head<'a> {
+    matrix: Matrix<'a>,
     arithmetic: Arithmetic,
-    (n, v, d): (usize, usize, usize),
-    logits: &mut [f32],
-) {
-    let (rows, at_once, matrix) = (Rows::of(arithmetic, x, d), rows_at_once(n), Matrix::new(head, d));
-    for first in (0..v).step_by(BLOCK) {
-        let width = BLOCK.min(v - first);
-        let part = Part { depth: 0, col: 0, size: (d, width), matrix: matrix.from(first * d), transposed: true };
-        let panels = Panels::pack(arithmetic, arithmetic.units(d), width, &[part]);
-        logits[..n * v].par_chunks_mut(at_once * v).enumerate().for_each(|(block, logits)| {
-            let n = logits.len() / v;
-            panels.multiply(n, rows.left_from(block * at_once), Start::Zero, (&mut logits[first..], v));
-        });
+    /// `(vocabulary, d)`
+    size: (usize, usize),
+}
+
+/// What a part of the vocabulary gives: of each position its sums, and `Σ exp(logit − top)·W`, `(n, d)` or empty.
+struct Softmax {
+    sums: Vec<Sums>,
+    gradient: Scratch,
+}
+
+#[derive(Clone, Copy)]
+struct Sums {
+    /// The largest logit.
+    top: f32,
+    /// `Σ exp(logit − top)`
+    sum: f32,
+    /// The target's logit, 0 where it is in another part.
+    at_target: f32,
+}
+
+impl Head<'_> {
+    /// The rows of each part.
+    fn parts(&self) -> Vec<Range<usize>> {
+        let v = self.size.0;
+        let rows = v.div_ceil(PARTS).next_multiple_of(LANES);
+        (0..v).step_by(rows).map(|first| first..(first + rows).min(v)).collect()
+    }
+
+    /// The softmax over the rows of a part, on this thread.
+    fn softmax(&self, part: Range<usize>, x: &Rows, targets: &[u32], wants_gradient: bool) -> Softmax {
+        let ((_, d), n, arithmetic) = (self.size, targets.len(), self.arithmetic);
+        let mut sums = vec![Sums { top: f32::NEG_INFINITY, sum: 0.0, at_target: 0.0 }; n];
+        let mut gradient = Scratch::new(if wants_gradient { n * d } else { 0 });
+        let mut logits = Scratch::new(TILE.min(n) * BLOCK.min(part.len()));
+        let mut p = Rows::new(arithmetic, TILE.min(n), &[BLOCK.min(part.len())]);
+        for first in part.clone().step_by(BLOCK) {
+            let width = BLOCK.min(part.end - first);
+            let matrix = self.matrix.from(first * d);
+            let pack = |size, transposed| {
+                let whole = Part { depth: 0, col: 0, size, matrix, transposed };
+                Panels::pack_here(arithmetic, arithmetic.units(size.0), size.1, &[whole])
+            };
+            let keys = pack((d, width), true);
+            let values = wants_gradient.then(|| pack((width, d), false));
+            for (tile, sums) in sums.chunks_mut(TILE).enumerate() {
+                let (top, rows) = (tile * TILE, sums.len());
+                let logits = &mut logits.f32()[..rows * width];
+                keys.multiply(rows, x.left_from(top), Start::Zero, (logits, width));
+                let gradient = &mut gradient.f32()[..];
+                for (i, (s, logits)) in sums.iter_mut().zip(logits.chunks_exact_mut(width)).enumerate() {
+                    if let Some(at) = (targets[top + i] as usize).checked_sub(first).and_then(|at| logits.get(at)) {
+                        s.at_target = *at;
+                    }
+                    let factor = s.add(logits);
+                    if values.is_some() {
+                        round(arithmetic, logits, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+                        if factor != 1.0 && first > part.start {
+                            gradient[(top + i) * d..(top + i + 1) * d].iter_mut().for_each(|g| *g *= factor);
+                        }
+                    }
+                }
+                if let Some(values) = &values {
+                    let start = if first == part.start { Start::Zero } else { Start::Itself };
+                    values.multiply(rows, p.left(), start, (&mut gradient[top * d..(top + rows) * d], d));
+                }
+            }
+        }
+        Softmax { sums, gradient }
     }
 }
 
-/// `g·head` for the gradient `g` of logits, which is rounded where it lies: it is not needed again.
-fn head_gradient(
-    g: &mut [f32],
-    head: Elements,
-    arithmetic: Arithmetic,
-    (n, v, d): (usize, usize, usize),
-    dx: &mut [f32],
-) {
-    let (at_once, matrix) = (rows_at_once(n), Matrix::new(head, d));
-    g.par_chunks_exact_mut(v).for_each(|row| round_in_place(arithmetic, row));
-    let units: &[u32] = bytemuck::cast_slice(g);
-    for first in (0..v).step_by(BLOCK) {
-        let depth = BLOCK.min(v - first);
-        let part = Part { depth: 0, col: 0, size: (depth, d), matrix: matrix.from(first * d), transposed: false };
-        let panels = Panels::pack(arithmetic, arithmetic.units(depth), d, &[part]);
-        dx.par_chunks_mut(at_once * d).enumerate().for_each(|(block, dx)| {
-            let start = if first == 0 { Start::Zero } else { Start::Itself };
-            let left = &units[block * at_once * v + arithmetic.units(first)..];
-            panels.multiply(dx.len() / d, (left, v), start, (dx, d));
-        });
+impl Sums {
+    /// Takes in more logits, which become `exp(logit − top)`; returns what earlier sums are to be multiplied with.
+    fn add(&mut self, logits: &mut [f32]) -> f32 {
+        simd(
+            #[inline(always)]
+            || {
+                let top = self.top.max(simd::max(logits));
+                for x in logits.iter_mut() {
+                    *x = simd::exp(*x - top);
+                }
+                let factor = (self.top - top).exp();
+                self.sum = self.sum * factor + simd::sum_of(logits, |x| x);
+                self.top = top;
+                factor
+            },
+        )
     }
 }
+
+impl Softmax {
+    /// Takes in what another part of the vocabulary gives.
+    fn join(&mut self, other: &mut Self, d: usize) {
+        let (gradient, others) = (self.gradient.f32(), other.gradient.f32());
+        for (i, (s, o)) in self.sums.iter_mut().zip(&other.sums).enumerate() {
+            let top = s.top.max(o.top);
+            let (left, right) = ((s.top - top).exp(), (o.top - top).exp());
+            *s = Sums { top, sum: s.sum * left + o.sum * right, at_target: s.at_target + o.at_target };
+            if !gradient.is_empty() {
+                let row = i * d..(i + 1) * d;
+                gradient[row.clone()].iter_mut().zip(&others[row]).for_each(|(g, o)| *g = *g * left + o * right);
+            }
+        }
+    }
+}
+
+/// Logits that exist at one time in [`composed`]: 16 million `f32` are 64 MB.
+const CHUNK: usize = 16 << 20;
 
 /// [`linear_cross_entropy`] of plain candle ops, in chunks of rows.
 pub fn composed(hidden: &Tensor, head: &Weight, positions: &[u32], targets: &[u32]) -> Result<Tensor> {
