@@ -1,4 +1,4 @@
-//! How much memory the process has held at most.
+//! How much memory the process has held at most, and how much there is.
 
 /// The most memory that the process has held at one time, in bytes; `None` where the system does not say.
 pub fn peak_memory_bytes() -> Option<u64> {
@@ -19,8 +19,33 @@ pub fn peak_memory_bytes() -> Option<u64> {
     None
 }
 
+/// Whether half of the system's memory stays available after taking so many bytes; not where it does not say.
+pub(crate) fn is_plentiful(bytes: u64) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return false };
+        let kib = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let (Some(all), Some(available)) = (kib("MemTotal:"), kib("MemAvailable:")) else { return false };
+        available.saturating_sub(bytes.div_ceil(1024)) >= all / 2
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = bytes;
+        false
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn nobody_has_an_exabyte() {
+        assert!(!super::is_plentiful(1 << 60));
+    }
+
     #[test]
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     fn a_touched_buffer_counts() {

@@ -3,13 +3,29 @@
 //! On the CPU its rows stay as they lie in the file, `bf16`, `f16` or `f32`, usually memory-mapped; the kernels widen
 //! them as they go. On other devices it is a candle tensor. Knows nothing of names or files.
 
-use crate::kernels::{
-    self,
-    tile::{self, Arithmetic},
+use crate::{
+    kernels::{
+        self,
+        compact::{self, Compact},
+        tile::{self, Arithmetic},
+    },
+    memory,
 };
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
-use std::{fmt, ops::Range, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+/// Reads for a few rows before a matrix gets its compact form.
+const PATIENCE: u32 = 4;
+/// Numbers of a matrix below which it stays in the cache anyhow.
+const SMALL: usize = 64 * 1024;
 
 /// Who keeps a weight's bytes alive: a memory map, a vector, static data.
 pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -33,6 +49,15 @@ pub struct Weight {
     dtype: DType,
     arithmetic: Arithmetic,
     data: Data,
+    repeated: Arc<Repeated>,
+}
+
+/// What becomes of a matrix that is read again and again for a few rows.
+#[derive(Default)]
+struct Repeated {
+    reads: AtomicU32,
+    /// Empty until it is made, `None` if it should not be.
+    compact: OnceLock<Option<Compact>>,
 }
 
 #[derive(Clone)]
@@ -92,7 +117,7 @@ impl Weight {
         } else {
             Data::aligned(bytes)
         };
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data })
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data, repeated: Arc::default() })
     }
 
     /// A matrix from a tensor of shape `(rows, cols)`: copied on the CPU, shared on other devices.
@@ -117,7 +142,7 @@ impl Weight {
             }
         };
         let data = data.unwrap_or(Data::Tensor(tensor));
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data })
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data, repeated: Arc::default() })
     }
 
     /// The same matrix as a plain tensor of `dtype`, which is how other devices hold it: on the CPU no kernel reads it,
@@ -126,7 +151,7 @@ impl Weight {
     /// # Errors
     /// If the device has no memory for it.
     pub fn plain(&self, dtype: DType) -> Result<Self> {
-        Ok(Self { dtype, data: Data::Tensor(self.to_tensor(dtype)?), ..self.clone() })
+        Ok(Self { dtype, data: Data::Tensor(self.to_tensor(dtype)?), repeated: Arc::default(), ..self.clone() })
     }
 
     /// Number of rows: of a projection the width of its output.
@@ -189,6 +214,26 @@ impl Weight {
             }
             None => self.to_tensor(DType::F32)?.sqr()?.sum(1),
         }
+    }
+
+    /// The compact form of a `bf16` matrix, for a product with a few rows.
+    ///
+    /// It is made when the matrix is read for the [`PATIENCE`]th time: making it costs about as much as reading it twice, and
+    /// a program that asks for one token should not wait for it. And only while half of the machine's memory stays free.
+    pub(crate) fn compact(&self) -> Option<&Compact> {
+        let Some(Elements::BF16(elements)) = self.elements() else { return None };
+        if let Some(form) = self.repeated.compact.get() {
+            return form.as_ref();
+        }
+        // Only one thread sees this number. The others go on as before: both forms give the same.
+        if self.repeated.reads.fetch_add(1, Ordering::Relaxed) + 1 != PATIENCE {
+            return None;
+        }
+        let worth = compact::serves(self.cols) && elements.len() >= SMALL;
+        let worth = worth && memory::is_plentiful(compact::bytes(self.rows, self.cols));
+        let form = if worth { Compact::new(elements, self.cols) } else { None };
+        tracing::trace!(rows = self.rows, cols = self.cols, made = form.is_some(), "compact form of a matrix");
+        self.repeated.compact.get_or_init(|| form).as_ref()
     }
 
     /// The elements where they lie, if the matrix is on the CPU in a dtype the kernels read.

@@ -3,11 +3,13 @@
 //! With one token at a time a product reads every weight once and uses it once, so it is as fast as memory, and
 //! neither packing nor rounding could gain anything. Weights are widened as they are read: of two neighbouring `bf16`
 //! the first is the unit shifted up, the second the unit with its lower half cleared, so x comes in two vectors, its
-//! even and its odd numbers. Rows go one after the other, as they lie, and what comes next is fetched ahead: several
+//! even and its odd numbers. A matrix that is read again and again has a form of three quarters of its size
+//! ([`super::compact`]), whose products are the same bit for bit. Rows go one after the other, as they lie, and what comes next is fetched ahead: several
 //! rows at a time would share loads of x, but memory answers one long stream faster (measured: 48 against 30 GB/s).
 
 use super::{
     Shared,
+    compact::{BLOCK, Compact},
     operand::Matrix,
     simd::{Element, dot, simd},
 };
@@ -28,9 +30,12 @@ pub(crate) struct Low<'a> {
 }
 
 /// One of the matrices that are multiplied with the same rows.
+#[derive(Clone, Copy)]
 pub(crate) struct Factor<'a> {
     /// `(out, in)`; the number of rows is taken from what it holds.
     pub(crate) w: Matrix<'a>,
+    /// The same in its compact form, if it has one.
+    pub(crate) compact: Option<&'a Compact>,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) low: Option<Low<'a>>,
     /// First column of its products.
@@ -40,7 +45,7 @@ pub(crate) struct Factor<'a> {
 /// Rows of x, as they are and in two halves.
 struct Input<'a> {
     x: &'a [f32],
-    /// Per row the even numbers, then the odd ones, each padded with zeros to whole vectors.
+    /// Per row the even numbers, then the odd ones, each padded with zeros to whole blocks of the compact form.
     halves: Vec<f32>,
     k: usize,
 }
@@ -60,7 +65,7 @@ impl<'a> Input<'a> {
     }
     /// Numbers in one half.
     fn half(k: usize) -> usize {
-        k.div_ceil(2).next_multiple_of(16)
+        k.next_multiple_of(BLOCK) / 2
     }
     fn row(&self, i: usize) -> &[f32] {
         &self.x[i * self.k..(i + 1) * self.k]
@@ -74,7 +79,7 @@ impl<'a> Input<'a> {
 /// Writes `x·Wᵀ + bias + h·Bᵀ` of every factor into its columns of `y`, whose rows are `stride` apart; x is `(n, in)`.
 pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stride): (&mut [f32], usize)) {
     /// Numbers of a matrix that one unit of work reads: long enough to be worth handing over.
-    const UNIT: usize = 96 * 1024;
+    const UNIT: usize = 48 * 1024;
     let k = x.len().checked_div(n).unwrap_or(0);
     if k == 0 {
         return;
@@ -94,10 +99,14 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             // SAFETY: units own disjoint columns of y, as `slice` keeps them in bounds; one row's part at a time.
             #[allow(unsafe_code)]
             let y = unsafe { shared.slice(i * stride + factor.first + range.start, range.len()) };
-            match factor.w.elements {
-                Elements::F32(w) => plain(w, &input, i, range, y),
-                Elements::F16(w) => plain(w, &input, i, range, y),
-                Elements::BF16(w) => widened(w, &input, i, range, y),
+            match (factor.w.elements, factor.compact) {
+                (_, Some(w)) => {
+                    let (even, odd) = input.halves(i);
+                    w.dots(range.start, even, odd, y);
+                }
+                (Elements::F32(w), _) => plain(w, &input, i, range, y),
+                (Elements::F16(w), _) => plain(w, &input, i, range, y),
+                (Elements::BF16(w), _) => widened(w, &input, i, range, y),
             }
             if let Some(bias) = factor.bias {
                 y.iter_mut().zip(&bias[range.clone()]).for_each(|(y, b)| *y += b);
@@ -144,52 +153,75 @@ fn widened(w: &[bf16], input: &Input, i: usize, range: &Range<usize>, y: &mut [f
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     //! The dot product in AVX-512.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
     use half::bf16;
     use std::arch::x86_64::*;
 
+    /// Groups of 32 numbers at a time, so that sums do not wait for each other.
+    pub(in super::super) const GROUPS: usize = 4;
+
     /// Dot product of w with x.
     ///
     /// # Safety
-    /// The CPU has AVX-512, and even and odd numbers of x are padded to whole vectors.
+    /// The CPU has AVX-512, and even and odd numbers of x are padded to whole groups.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn dot(w: &[bf16], even: &[f32], odd: &[f32]) -> f32 {
-        /// Vectors at a time, so that sums do not wait for each other.
-        const STEP: usize = 4;
         /// Bytes ahead of the one in use.
         const AHEAD: usize = 2048;
         let (units, at) = (w.len() / 2, w.as_ptr());
-        let mut sums = [_mm512_setzero_ps(); 2 * STEP];
-        let upper = _mm512_set1_epi32(-0x1_0000);
-        let mut add = |u: usize, i: usize, mask: __mmask16| {
-            // SAFETY: x is padded, and units beyond the row are masked.
-            unsafe {
-                let unit = _mm512_maskz_loadu_epi32(mask, at.add(2 * u).cast());
-                let (x0, x1) = (_mm512_loadu_ps(even.as_ptr().add(u)), _mm512_loadu_ps(odd.as_ptr().add(u)));
-                let (w0, w1) = (_mm512_slli_epi32::<16>(unit), _mm512_and_si512(unit, upper));
-                sums[2 * i] = _mm512_fmadd_ps(_mm512_castsi512_ps(w0), x0, sums[2 * i]);
-                sums[2 * i + 1] = _mm512_fmadd_ps(_mm512_castsi512_ps(w1), x1, sums[2 * i + 1]);
+        let mut sums = [_mm512_setzero_ps(); 2 * GROUPS];
+        let whole = units / (16 * GROUPS) * (16 * GROUPS);
+        // SAFETY: x is padded, and units beyond the row are masked; what is fetched ahead need not be there.
+        unsafe {
+            let x = |u: usize| (even.as_ptr().add(u), odd.as_ptr().add(u));
+            for u in (0..whole).step_by(16 * GROUPS) {
+                for i in 0..GROUPS {
+                    let (u, (even, odd)) = (u + 16 * i, x(u + 16 * i));
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * u + AHEAD / 2).cast());
+                    add(&mut sums, i, _mm512_loadu_si512(at.add(2 * u).cast()), even, odd);
+                }
             }
-        };
-        let whole = units / (16 * STEP) * (16 * STEP);
-        for u in (0..whole).step_by(16 * STEP) {
-            for i in 0..STEP {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * (u + 16 * i) + AHEAD / 2).cast());
-                add(u + 16 * i, i, !0);
+            for (i, u) in (whole..units).step_by(16).enumerate() {
+                let (mask, (even, odd)) = (if units - u >= 16 { !0 } else { (1 << (units - u)) - 1 }, x(u));
+                add(&mut sums, i, _mm512_maskz_loadu_epi32(mask, at.add(2 * u).cast()), even, odd);
             }
-        }
-        for (i, u) in (whole..units).step_by(16).enumerate() {
-            add(u, i, if units - u >= 16 { !0 } else { (1 << (units - u)) - 1 });
-        }
-        let mut sum = _mm512_setzero_ps();
-        for s in sums {
-            sum = _mm512_add_ps(sum, s);
         }
         let last = if w.len() % 2 == 1 { w[w.len() - 1].to_f32() * even[units] } else { 0.0 };
-        _mm512_reduce_add_ps(sum) + last
+        total(&sums) + last
+    }
+
+    /// Adds the products of 16 pairs of `bf16` with x to the sums of group `i`.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512; 16 numbers of each half of x are there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) unsafe fn add(
+        sums: &mut [__m512; 2 * GROUPS],
+        i: usize,
+        pairs: __m512i,
+        even: *const f32,
+        odd: *const f32,
+    ) {
+        // SAFETY: the caller's promise.
+        let (x0, x1) = unsafe { (_mm512_loadu_ps(even), _mm512_loadu_ps(odd)) };
+        let (w0, w1) = (_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000)));
+        sums[2 * i] = _mm512_fmadd_ps(_mm512_castsi512_ps(w0), x0, sums[2 * i]);
+        sums[2 * i + 1] = _mm512_fmadd_ps(_mm512_castsi512_ps(w1), x1, sums[2 * i + 1]);
+    }
+
+    /// All of the sums together.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn total(sums: &[__m512; 2 * GROUPS]) -> f32 {
+        let mut sum = _mm512_setzero_ps();
+        for s in sums {
+            sum = _mm512_add_ps(sum, *s);
+        }
+        _mm512_reduce_add_ps(sum)
     }
 }
 
@@ -204,7 +236,8 @@ mod tests {
             let x: Vec<f32> = (0..n * k).map(noise).collect();
             let w: Vec<bf16> = (0..out * k).map(|i| bf16::from_f32(noise(i + 5))).collect();
             let mut y = vec![f32::NAN; n * (out + 1)];
-            let factor = Factor { w: Matrix::new(Elements::BF16(&w), k), bias: None, low: None, first: 1 };
+            let factor =
+                Factor { w: Matrix::new(Elements::BF16(&w), k), compact: None, bias: None, low: None, first: 1 };
             times_transposed(n, &x, &[factor], (&mut y, out + 1));
             for (i, y) in y.chunks_exact(out + 1).enumerate() {
                 for j in 0..out {

@@ -4,6 +4,7 @@
 //! within one unit, so results are the same bit for bit on one thread or many.
 
 pub(crate) mod attention;
+pub(crate) mod compact;
 pub(crate) mod few;
 pub(crate) mod operand;
 pub(crate) mod rows;

@@ -3,6 +3,7 @@
 
 use super::{
     attention::{self, Gradients, Packed, Shape, View},
+    compact::{self, Compact},
     few::{self, Factor, Low},
     operand::{Matrix, Panels, Part, Rows, round, widen},
     scratch::Scratch,
@@ -313,6 +314,7 @@ proptest! {
     ) {
         struct Data {
             w: Numbers,
+            compact: Option<Compact>,
             bias: Vec<f32>,
             h: Vec<f32>,
             b: Vec<f32>,
@@ -320,7 +322,11 @@ proptest! {
         let data = |(i, (out, _, _, rank)): (usize, &(usize, usize, bool, usize))| {
             let seed = mix(seed, i);
             let w = Numbers::new(seed, &noise(out * k, seed));
-            Data { w, bias: noise(*out, seed ^ 1), h: noise(n * rank, seed ^ 2), b: noise(out * rank, seed ^ 3) }
+            let compact = match w.elements() {
+                Elements::BF16(w) if compact::serves(k) && seed.is_multiple_of(2) => Compact::new(w, k),
+                _ => None,
+            };
+            Data { w, compact, bias: noise(*out, seed ^ 1), h: noise(n * rank, seed ^ 2), b: noise(out * rank, seed ^ 3) }
         };
         let data: Vec<_> = members.iter().enumerate().map(data).collect();
         let mut width = 0;
@@ -328,12 +334,16 @@ proptest! {
             let first = width + gap;
             width = first + out;
             let low = (*rank > 0).then_some(Low { h: &d.h, b: &d.b, rank: *rank });
-            Factor { w: Matrix::new(d.w.elements(), k), bias: bias.then_some(&d.bias), low, first }
+            Factor { w: Matrix::new(d.w.elements(), k), compact: d.compact.as_ref(), bias: bias.then_some(&d.bias), low, first }
         });
         let factors: Vec<_> = factors.collect();
         let (stride, x) = (width + gap, noise(n * k, !seed));
         let mut y = vec![f32::NAN; (n - 1) * stride + width];
         few::times_transposed(n, &x, &factors, (&mut y, stride));
+        let as_it_lies: Vec<_> = factors.iter().map(|f| Factor { compact: None, ..*f }).collect();
+        let mut same = vec![f32::NAN; y.len()];
+        few::times_transposed(n, &x, &as_it_lies, (&mut same, stride));
+        prop_assert!(y.iter().zip(&same).all(|(a, b)| a.to_bits() == b.to_bits()), "the compact form gives something else");
         for ((f, d), (out, ..)) in factors.iter().zip(&data).zip(&members) {
             for (i, j) in (0..n).flat_map(|i| (0..*out).map(move |j| (i, j))) {
                 let product = |a: f32, b: f32| f64::from(a) * f64::from(b);

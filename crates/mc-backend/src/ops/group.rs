@@ -255,7 +255,7 @@ impl Group {
         let low = self.members.iter().zip(&numbers).map(|(m, numbers)| {
             let (low, (a, b)) = m.low.as_ref().zip(numbers.as_ref())?;
             let mut h = vec![0f32; n * low.ranks.len()];
-            let a = few::Factor { w: Matrix::f32(a, self.inner), bias: None, low: None, first: 0 };
+            let a = few::Factor { w: Matrix::f32(a, self.inner), compact: None, bias: None, low: None, first: 0 };
             few::times_transposed(n, x, &[a], (&mut h, low.ranks.len()));
             for h in &mut h {
                 *h *= low.scale;
@@ -267,7 +267,7 @@ impl Group {
             let w = Matrix::new(m.weight.elements()?, self.inner);
             let bias = self.bias().map(|b| &b[m.out.clone()]);
             let low = low.as_ref().map(|(h, b, rank)| few::Low { h, b, rank: *rank });
-            Some(few::Factor { w, bias, low, first: m.out.start })
+            Some(few::Factor { w, compact: m.weight.compact(), bias, low, first: m.out.start })
         });
         few::times_transposed(n, x, &factors.collect::<Vec<_>>(), y);
         Ok(())
