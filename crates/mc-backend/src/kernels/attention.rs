@@ -264,7 +264,7 @@ fn within(seen: &Range<usize>, first: usize, n: usize) -> Range<usize> {
 /// A few queries: dot products, softmax, weighted sum; bound by reading keys and values. `out` is `(b, t, heads, d)`.
 pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
     /// Multiplications below which handing work over costs more than it.
-    const SMALL: usize = 64 * 1024;
+    const SMALL: usize = 12 * 1024;
     let (d, group) = (s.dim, s.heads / s.kv_heads);
     let unit = |(unit, out): (usize, &mut [f32])| {
         let (b, i, h) = s.query(unit);
