@@ -20,7 +20,7 @@ pub fn peak_memory_bytes() -> Option<u64> {
 }
 
 /// Whether half of the system's memory stays available after taking so many bytes; not where it does not say.
-pub(crate) fn is_plentiful(bytes: u64) -> bool {
+pub fn is_memory_plentiful(bytes: u64) -> bool {
     #[cfg(target_os = "linux")]
     {
         let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return false };
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn nobody_has_an_exabyte() {
-        assert!(!super::is_plentiful(1 << 60));
+        assert!(!super::is_memory_plentiful(1 << 60));
     }
 
     #[test]

@@ -182,6 +182,27 @@ impl WeightSource for SafeTensors {
         let first = if found == DType::F64 { &Device::Cpu } else { device };
         Ok(Tensor::from_raw_buffer(bytes, found, shape, first)?.to_dtype(dtype)?.to_device(device)?)
     }
+
+    /// Touches every page, on a thread of its own, if the files fit well into memory: otherwise what is read first
+    /// would be gone again before it is used.
+    fn read_ahead(&self) {
+        const PAGE: usize = 4096;
+        let files: Vec<_> = self.files.iter().map(|file| file.bytes.clone()).collect();
+        let size = files.iter().map(|bytes| (**bytes).as_ref().len() as u64).sum();
+        if !mc_backend::is_memory_plentiful(size) {
+            return;
+        }
+        let touch = move || {
+            for bytes in files {
+                for page in (*bytes).as_ref().chunks(PAGE) {
+                    std::hint::black_box(page[0]);
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("read-ahead".into()).spawn(touch) {
+            tracing::debug!("weights are read when they are used: {error}");
+        }
+    }
 }
 
 impl std::fmt::Debug for SafeTensors {

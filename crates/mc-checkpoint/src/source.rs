@@ -45,6 +45,11 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// If there is no such tensor, its shape is another one, or its dtype is not `dtype` and one of the two is no float.
     fn tensor(&self, name: &str, shape: &[usize], device: &Device, dtype: DType) -> Result<Tensor>;
+
+    /// Begins to read in the background what would otherwise be read when it is first used.
+    ///
+    /// It changes nothing but when; a source that has nothing to read does nothing.
+    fn read_ahead(&self) {}
 }
 
 /// Tensors in memory, for tests and for models made at random.

@@ -77,9 +77,8 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         return Err(wrong("--top-p, --top-k and --min-p do nothing at --temp 0", "add --temp 0.7, or leave them out"));
     }
     let prompt = read_prompt(&args.prompt)?;
-    let source = source::Source::open(global, args.model.as_deref())?;
+    let (source, model) = source::Source::open_and_load(global, args.model.as_deref())?;
     config.eos_token_ids = source.eos_token_ids()?;
-    let model = source.load(global)?;
     let mut generator = Generator::new(model.clone(), source.tokenizer.clone(), config)?;
     if let Some(dir) = &args.adapter {
         generator = generator.with_adapter(Arc::new(source::adapter(&*model, dir)?));

@@ -23,11 +23,22 @@ impl Source {
     /// Opens a directory, a hub id, or the embedded model where there is no name.
     pub(crate) fn open(global: &Global, name: Option<&str>) -> Result<Self> {
         let dir = open_dir(global, name)?;
-        let files = tokenizer_files(&dir)?;
-        let tokenizer = Tokenizer::from_files(&files)?;
-        let chat_template = ChatTemplate::from_files(&files)?;
+        let (tokenizer, chat_template) = text_of(&dir)?;
         let config = ModelConfig::read(&dir)?;
         Ok(Self { dir, config, tokenizer, chat_template })
+    }
+
+    /// As [`Source::open`], and loads the model meanwhile: reading a tokenizer takes longer than mapping weights.
+    pub(crate) fn open_and_load(global: &Global, name: Option<&str>) -> Result<(Self, Model)> {
+        let dir = open_dir(global, name)?;
+        let loader = global.loader()?;
+        let (text, model) = std::thread::scope(|scope| {
+            let model = scope.spawn(|| Ok::<_, anyhow::Error>((ModelConfig::read(&dir)?, loader.load_dir(&dir)?)));
+            let text = text_of(&dir);
+            (text, model.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let ((tokenizer, chat_template), (config, model)) = (text?, model?);
+        Ok((Self { dir, config, tokenizer, chat_template }, model))
     }
 
     pub(crate) fn load(&self, global: &Global) -> Result<Model> {
@@ -100,6 +111,11 @@ pub(crate) fn adapter(model: &dyn CausalLM, dir: &Path) -> Result<LoRAAdapter> {
         return Err(wrong(format!("{} is a file", dir.display()), "name the directory it is in"));
     }
     Ok(LoRAAdapter::load(model, dir)?)
+}
+
+fn text_of(dir: &ModelDir) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let files = tokenizer_files(dir)?;
+    Ok((Tokenizer::from_files(&files)?, ChatTemplate::from_files(&files)?))
 }
 
 /// A directory's tokenizer files; one in memory has no path to read them from.

@@ -60,7 +60,11 @@ impl ModelLoader {
     pub fn load_dir(&self, dir: &ModelDir) -> Result<Model> {
         let config = ModelConfig::read(dir)?;
         tracing::debug!(?config, "loading {}", dir.name());
-        Ok(Arc::new(Decoder::load(config, &*dir.weights()?, &self.device, self.dtype)?))
+        let weights = dir.weights()?;
+        if self.device.is_cpu() {
+            weights.read_ahead();
+        }
+        Ok(Arc::new(Decoder::load(config, &*weights, &self.device, self.dtype)?))
     }
 }
 
