@@ -8,7 +8,7 @@
 use super::{
     scratch::Scratch,
     simd::{self, Element, simd},
-    tile::{self, Arithmetic, LANES, MAX_ROWS, Start},
+    tile::{self, Arithmetic, LANES, ROWS, Start},
 };
 use crate::weight::Elements;
 use half::bf16;
@@ -54,7 +54,7 @@ impl Rows {
     /// `n` rows of zeros for segments of these widths.
     pub(crate) fn new(arithmetic: Arithmetic, n: usize, segments: &[usize]) -> Self {
         let stride = segments.iter().map(|w| arithmetic.units(*w)).sum();
-        Self { arithmetic, units: vec![0; n.next_multiple_of(MAX_ROWS) * stride], stride }
+        Self { arithmetic, units: vec![0; n.next_multiple_of(ROWS) * stride], stride }
     }
 
     /// These numbers, `(n, width)`, rounded.
@@ -131,9 +131,16 @@ pub(crate) struct Block<'a>(Option<(Arithmetic, &'a mut [u32], usize)>);
 
 impl Block<'_> {
     /// Rounds rows of `width` numbers into it.
-    pub(crate) fn fill(self, x: &[f32], width: usize) {
-        if let Some((arithmetic, units, stride)) = self.0 {
-            round_rows(arithmetic, (x, width), (units, stride));
+    pub(crate) fn fill(mut self, x: &[f32], width: usize) {
+        self.fill_columns(x, (width, width), 0);
+    }
+
+    /// Rounds the first `width` numbers of rows that are `stride` apart into its columns from `first` on, an even number.
+    pub(crate) fn fill_columns(&mut self, x: &[f32], (stride, width): (usize, usize), first: usize) {
+        if let Some((arithmetic, units, of_row)) = &mut self.0 {
+            for (x, units) in x.chunks_exact(stride).zip(units.chunks_exact_mut(*of_row)) {
+                round(*arithmetic, &x[..width], &mut units[arithmetic.units(first)..]);
+            }
         }
     }
 }
@@ -231,11 +238,45 @@ impl Panels {
     }
 
     /// `c = start + a·self` on this thread; c has rows `c_stride` apart.
-    pub(crate) fn multiply(&self, rows: usize, a: (&[u32], usize), start: Start, c: (&mut [f32], usize)) {
-        self.multiply_part(rows, a, (0..self.depth, 0..self.cols), start, c);
+    pub(crate) fn multiply(&self, rows: usize, a: (&[u32], usize), start: Start, (c, stride): (&mut [f32], usize)) {
+        self.multiply_cols(rows, a, 0..self.cols, start, (c, stride));
     }
 
-    /// As [`Panels::multiply`] with some units of the depth and some columns, of which the first is a multiple of 16.
+    /// As [`Panels::multiply`] with some columns, of which the first is a multiple of 16.
+    ///
+    /// Where the depth is so long that the panels of a tile do not stay in the L2 cache, it goes in equal pieces.
+    pub(crate) fn multiply_cols(
+        &self,
+        rows: usize,
+        (a, a_stride): (&[u32], usize),
+        cols: Range<usize>,
+        start: Start,
+        (c, c_stride): (&mut [f32], usize),
+    ) {
+        /// Units: 4 panels of them are 328 KB.
+        const DEPTH: usize = 1280;
+        /// Columns of a tile.
+        const WIDE: usize = 4 * LANES;
+        let piece = self.depth.div_ceil(self.depth.div_ceil(DEPTH).max(1));
+        if piece == self.depth || rows == 0 {
+            return self.multiply_part(rows, (a, a_stride), (0..self.depth, cols), start, (c, c_stride));
+        }
+        for first in cols.clone().step_by(WIDE) {
+            let (wide, at) = (first..(first + WIDE).min(cols.end), first - cols.start);
+            for top in (0..self.depth).step_by(piece) {
+                let start = match start {
+                    _ if top > 0 => Start::Itself,
+                    Start::Row(row) => Start::Row(&row[at..]),
+                    Start::Matrix(m, stride) => Start::Matrix(&m[at..], stride),
+                    start => start,
+                };
+                let depth = top..(top + piece).min(self.depth);
+                self.multiply_part(rows, (&a[top..], a_stride), (depth, wide.clone()), start, (&mut c[at..], c_stride));
+            }
+        }
+    }
+
+    /// As [`Panels::multiply`] with some units of the depth, all at once, and some columns, of which the first is a multiple of 16.
     pub(crate) fn multiply_part(
         &self,
         rows: usize,

@@ -129,16 +129,19 @@ fn sigmoid(x: f32) -> f32 {
 
 /// `y = gate·σ(gate)·up`
 pub(crate) fn swiglu(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    blocks(y, 1, |first, y| swiglu_row(&gate[first..][..y.len()], &up[first..][..y.len()], y));
+    blocks(y, 1, |first, y| {
+        y.copy_from_slice(&up[first..][..y.len()]);
+        swiglu_row(&gate[first..][..y.len()], y);
+    });
 }
 
-/// [`swiglu`] on this thread.
-pub(crate) fn swiglu_row(gate: &[f32], up: &[f32], y: &mut [f32]) {
+/// [`swiglu`] on this thread: `up` becomes the result.
+pub(crate) fn swiglu_row(gate: &[f32], up: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
-            for ((y, x), u) in y.iter_mut().zip(gate).zip(up) {
-                *y = x * sigmoid(*x) * u;
+            for (u, x) in up.iter_mut().zip(gate) {
+                *u *= x * sigmoid(*x);
             }
         },
     );

@@ -19,8 +19,8 @@ use std::sync::LazyLock;
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
-/// Rows of the tallest tile. A may be read, not used, up to a multiple of a tile's rows, so it is padded by so many.
-pub(crate) const MAX_ROWS: usize = 12;
+/// A may be read, not used, up to a multiple of so many rows: it is padded to that.
+pub(crate) const ROWS: usize = 6;
 
 /// What the inputs of a product are rounded to; sums are always `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ pub(crate) enum Start<'a> {
 ///
 /// B is packed: column j of panel p is column `16·p + j` of B, panels are `b_stride` apart, and of the last one only the
 /// first columns are used. Depth and strides of A and B are in units.
-/// A may be longer than `rows`: it must hold whole tiles, that is `rows` rounded up to [`MAX_ROWS`].
+/// A may be longer than `rows`: it must hold whole tiles, that is `rows` rounded up to [`ROWS`].
 pub(crate) fn multiply(
     arithmetic: Arithmetic,
     (rows, cols, depth): (usize, usize, usize),
@@ -109,7 +109,7 @@ pub(crate) fn multiply(
         return;
     }
     let holds = |len, rows: usize, stride: usize, width: usize| width == 0 || (rows - 1) * stride + width <= len;
-    assert!(holds(a.len(), rows.next_multiple_of(MAX_ROWS), a_stride, depth), "rows of a product out of bounds");
+    assert!(holds(a.len(), rows.next_multiple_of(ROWS), a_stride, depth), "rows of a product out of bounds");
     assert!(holds(b.len(), cols.div_ceil(LANES), b_stride, LANES * depth), "panels of a product out of bounds");
     assert!(holds(c.len(), rows, c_stride, cols), "result of a product out of bounds");
     let c_at = c.as_mut_ptr();
@@ -204,7 +204,7 @@ impl Place {
 }
 
 /// Rows of a tile in plain Rust.
-const PORTABLE_ROWS: usize = 6;
+const PORTABLE_ROWS: usize = ROWS;
 
 /// Up to 6 rows × 1 panel, in arrays that the compiler keeps in vector registers.
 ///
@@ -462,10 +462,17 @@ mod avx512 {
     /// # Safety
     /// As for [`choose`].
     #[inline(always)]
-    unsafe fn tiles<T: MultiplyAdd, const ROWS: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
-        for row in (0..rows).step_by(ROWS) {
-            // SAFETY: the caller's promise.
-            unsafe { tile::<T, ROWS, PANELS>((ROWS.min(rows - row), cols), p.at(row, 0)) }
+    unsafe fn tiles<T: MultiplyAdd, const TALL: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
+        let mut row = 0;
+        // SAFETY: the caller's promise; what a tile reads of A ends at a multiple of 6 rows, as A does.
+        unsafe {
+            while rows - row > TALL - super::ROWS {
+                tile::<T, TALL, PANELS>((TALL.min(rows - row), cols), p.at(row, 0));
+                row = (row + TALL).min(rows);
+            }
+            if row < rows {
+                tile::<T, { super::ROWS }, PANELS>((rows - row, cols), p.at(row, 0));
+            }
         }
     }
 
@@ -539,7 +546,7 @@ mod tests {
                 Arithmetic::BF16 => noise(i).to_bits() >> 16 | noise(i + 1).to_bits() & 0xFFFF_0000,
             };
             let (a_stride, b_stride, c_stride) = (depth + 3, LANES * depth + 5, cols + 2);
-            let a: Vec<u32> = (0..rows.next_multiple_of(MAX_ROWS) * a_stride).map(unit).collect();
+            let a: Vec<u32> = (0..rows.next_multiple_of(ROWS) * a_stride).map(unit).collect();
             let b: Vec<u32> = (0..cols.div_ceil(LANES) * b_stride).map(|i| unit(i + 77)).collect();
             let first: Vec<f32> = (0..rows * c_stride).map(|i| noise(i + 5)).collect();
             for start in [Start::Zero, Start::Row(&first), Start::Matrix(&first, c_stride)] {

@@ -18,9 +18,9 @@ use std::ops::Range;
 /// Parts of the vocabulary that threads take. Fixed, so that no sum depends on the number of threads.
 const PARTS: usize = 16;
 /// Rows of the head that are packed at a time, at most.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 512;
 /// Positions whose logits of a block exist at a time: 132 × 1,024 numbers stay in the L2 cache.
-const TILE: usize = 132;
+const TILE: usize = 264;
 /// Numbers of the gradient that all parts hold at one time: 64 MB.
 const SUMS: usize = 16 << 20;
 

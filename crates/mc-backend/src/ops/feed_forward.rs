@@ -22,6 +22,10 @@ use crate::{
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
+/// Columns of gate and up that exist at a time, so that they stay in the cache from the product to the gate: an even number,
+/// as units may be pairs.
+const COLUMNS: usize = 128;
+
 /// `x + down(silu(gate(h))∘up(h))` with `h` the root-mean-square norm of x: the weights of it.
 #[derive(Clone)]
 pub struct FeedForward<'a> {
@@ -106,7 +110,8 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         wide.few(n, &h, (&mut gate_up, outer))?;
         let mut act = vec![0f32; n * inner];
         for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
-            rows::swiglu_row(&row[..inner], &row[up_at..up_at + inner], act);
+            act.copy_from_slice(&row[up_at..up_at + inner]);
+            rows::swiglu_row(&row[..inner], act);
         }
         let mut y = vec![0f32; n * d];
         narrow.few(n, &act, (&mut y, d))?;
@@ -127,22 +132,29 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         .units
         .par_chunks_mut((at_once * h_stride).max(1))
         .zip(act.units.par_chunks_mut((at_once * act_stride).max(1)));
-    blocks.zip(rows_of).zip(saved_blocks).for_each(|(((y, x), (h, act)), saved)| {
+    blocks.zip(rows_of).zip(saved_blocks).for_each(|(((y, x), (h, act)), mut saved)| {
         let n = x.len() / d;
-        let mut wide_out = Scratch::new(n * outer);
-        let wide_out = wide_out.f32();
-        let mut row = vec![0f32; d.max(inner)];
+        let mut row = vec![0f32; d];
         for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
             rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
             round(arithmetic, &row[..d], h);
         }
-        let start = wide.bias().map_or(Start::Zero, Start::Row);
-        first.run(n, (h, h_stride), start, (wide_out, outer));
-        for (out, act) in wide_out.chunks_exact(outer).zip(act.chunks_exact_mut(act_stride)) {
-            rows::swiglu_row(&out[..inner], &out[up_at..up_at + inner], &mut row[..inner]);
-            round(narrow.arithmetic, &row[..inner], act);
+        first.low(n, None, (&mut *h, h_stride));
+        let mut both = Scratch::new(2 * n * COLUMNS);
+        let (gates, ups) = both.f32().split_at_mut(n * COLUMNS);
+        for from in (0..inner).step_by(COLUMNS) {
+            let width = COLUMNS.min(inner - from);
+            for (at, out) in [(from, &mut *gates), (up_at + from, &mut *ups)] {
+                let start = wide.bias().map_or(Start::Zero, |bias| Start::Row(&bias[at..]));
+                first.columns(n, (h, h_stride), at..at + width, start, (out, COLUMNS));
+                saved.fill_columns(out, (COLUMNS, width), at);
+            }
+            let lines = gates.chunks_exact(COLUMNS).zip(ups.chunks_exact_mut(COLUMNS));
+            for ((gate, up), act) in lines.zip(act.chunks_exact_mut(act_stride)) {
+                rows::swiglu_row(&gate[..width], &mut up[..width]);
+                round(narrow.arithmetic, &up[..width], &mut act[narrow.arithmetic.units(from)..]);
+            }
         }
-        saved.fill(wide_out, outer);
         second.run(n, (act, act_stride), Start::Matrix(x, d), (y, d));
         narrow.add_bias(y);
     });
@@ -167,15 +179,23 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
             let range = top * d..top * d + dx.len();
             let (x, g) = (&x[range.clone()], &g_slice[range]);
             round_rows(narrow.arithmetic, (g, d), (g_rows, g_stride));
-            let mut d_act = Scratch::new(n * inner);
+            first.low(n, None, (&mut *g_rows, g_stride));
+            let mut d_act = Scratch::new(n * COLUMNS);
             let d_act = d_act.f32();
-            first.run(n, (g_rows, g_stride), Start::Zero, (d_act, inner));
-            let mut row = vec![0f32; outer];
-            for (i, (d_act, units)) in d_act.chunks_exact(inner).zip(d_wide.chunks_exact_mut(wide_stride)).enumerate() {
-                widen(arithmetic, gate_up.row(top + i), &mut row);
-                let (gate, up) = row.split_at_mut(up_at);
-                rows::swiglu_backward_row(&mut gate[..inner], &mut up[..inner], d_act);
-                round(arithmetic, &row, units);
+            let [mut gate, mut up] = [[0f32; COLUMNS]; 2];
+            for from in (0..inner).step_by(COLUMNS) {
+                let width = COLUMNS.min(inner - from);
+                first.columns(n, (g_rows, g_stride), from..from + width, Start::Zero, (d_act, COLUMNS));
+                let (gate_at, up_at) = (arithmetic.units(from), arithmetic.units(up_at + from));
+                let lines = d_act.chunks_exact(COLUMNS).zip(d_wide.chunks_exact_mut(wide_stride));
+                for (i, (d_act, units)) in lines.enumerate() {
+                    let saved = gate_up.row(top + i);
+                    widen(arithmetic, &saved[gate_at..], &mut gate[..width]);
+                    widen(arithmetic, &saved[up_at..], &mut up[..width]);
+                    rows::swiglu_backward_row(&mut gate[..width], &mut up[..width], &d_act[..width]);
+                    round(arithmetic, &gate[..width], &mut units[gate_at..]);
+                    round(arithmetic, &up[..width], &mut units[up_at..]);
+                }
             }
             second.run(n, (d_wide, wide_stride), Start::Zero, (dx, d));
             rows::rms_norm_backward_rows(x, &weight, eps, dx);

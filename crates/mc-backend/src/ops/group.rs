@@ -11,7 +11,7 @@ use crate::{
         self, few,
         operand::{Matrix, Panels, Part, Rows, round},
         simd::simd,
-        tile::{Arithmetic, LANES, Start},
+        tile::{Arithmetic, LANES, ROWS, Start},
     },
 };
 use candle_core::{DType, Result, Tensor, bail};
@@ -318,18 +318,24 @@ impl Stage {
 
     /// `out = start + rows·…` for `rows` rows of units on this thread; fills their low-rank parts.
     pub(super) fn run(&self, rows: usize, units: (&mut [u32], usize), start: Start, out: (&mut [f32], usize)) {
-        self.run_on(rows, None, units, start, out);
+        self.low(rows, None, (&mut *units.0, units.1));
+        self.whole.multiply(rows, (units.0, units.1), start, out);
     }
 
-    /// As [`Stage::run`], with low-rank parts of other rows than those of `units`, if there are any.
-    pub(super) fn run_on(
+    /// Some columns of the product, after [`Stage::low`] filled the low-rank parts of its rows.
+    pub(super) fn columns(
         &self,
         rows: usize,
-        low: Option<(&[u32], usize)>,
-        (units, stride): (&mut [u32], usize),
+        units: (&[u32], usize),
+        columns: Range<usize>,
         start: Start,
         out: (&mut [f32], usize),
     ) {
+        self.whole.multiply_cols(rows, units, columns, start, out);
+    }
+
+    /// Fills the low-rank parts of rows of units, computed of these rows or of others, if there are any.
+    pub(super) fn low(&self, rows: usize, low: Option<(&[u32], usize)>, (units, stride): (&mut [u32], usize)) {
         let rank = self.scales.len();
         if rank > 0 {
             let mut h = vec![0f32; rows * rank];
@@ -342,7 +348,6 @@ impl Stage {
                 round(self.arithmetic, h, &mut row[self.first..]);
             }
         }
-        self.whole.multiply(rows, (units, stride), start, out);
     }
 }
 
@@ -350,9 +355,11 @@ impl Stage {
 ///
 /// A multiple of a tile's rows. No number depends on it: each is computed whole, in one order, within a unit.
 pub(super) fn rows_at_once(n: usize) -> usize {
+    /// Rows of units that stay in the L2 cache beside panels, for most widths.
+    const MOST: usize = 270;
     let threads = rayon::current_num_threads();
-    let cost = |rows: usize| n.div_ceil(rows).div_ceil(threads) * (rows + 2);
-    [264, 192, 132, 96, 48, 24, 12].into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(12)
+    let units = threads * n.div_ceil(threads * MOST).max(1);
+    n.div_ceil(units).next_multiple_of(ROWS).clamp(2 * ROWS, MOST)
 }
 
 /// Whether so many rows are better read by [`Group::few`].

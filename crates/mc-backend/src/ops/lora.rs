@@ -120,7 +120,8 @@ pub(super) fn fused(x: &Tensor, linear: &Linear) -> Result<Tensor> {
         round_rows(arithmetic, (x, inner), (units, stride));
         let low = dropped.as_ref().map(|d| d.left_from(block * at_once));
         let n = x.len() / inner;
-        stage.run_on(n, low, (units, stride), group.bias().map_or(Start::Zero, Start::Row), (y, outer));
+        stage.low(n, low, (&mut *units, stride));
+        stage.columns(n, (units, stride), 0..outer, group.bias().map_or(Start::Zero, Start::Row), (y, outer));
     });
     drop((stage, x_slice));
 

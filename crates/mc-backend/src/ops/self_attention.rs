@@ -249,21 +249,22 @@ impl Block {
         attended: &mut Rows,
         sums: &mut [f32],
     ) -> Result<Vec<f32>> {
-        let ((_, t, hidden), width) = (self.size, self.columns[0].len());
-        let mut y = vec![0f32; self.rows() * hidden];
+        let (hidden, width) = (self.size.2, self.columns[0].len());
+        let (mut y, stride) = (vec![0f32; self.rows() * hidden], attended.stride);
         let packed = Packed::new(shape, self.qkv.arithmetic, k, v, false);
-        let (stage, stride) = (self.o.forward()?, attended.stride);
-        let chunks = (&mut y[..], hidden, &mut attended.units[..], stride);
-        kernel::over_tiles(shape, chunks, sums, |b, tile, y, units, sums| {
+        let chunks = (&mut vec![0f32; self.rows()][..], 1, &mut attended.units[..], stride);
+        kernel::over_tiles(shape, chunks, sums, |b, tile, _, units, sums| {
             let mut out = Scratch::new(tile.len() * width);
             let out = out.f32();
-            kernel::forward(shape, &packed, (b, tile.clone()), q, out, sums);
-            let mut rows = self.o.input_rows(tile.len());
-            round_rows(self.o.arithmetic, (out, width), (&mut rows.units, stride));
-            let x = &x[(b * t + tile.start) * hidden..(b * t + tile.end) * hidden];
-            stage.run(tile.len(), (&mut rows.units, stride), Start::Matrix(x, hidden), (y, hidden));
+            kernel::forward(shape, &packed, (b, tile), q, out, sums);
+            round_rows(self.o.arithmetic, (out, width), (units, stride));
+        });
+        drop(packed);
+        let (stage, at_once) = (self.o.forward()?, rows_at_once(self.rows()));
+        let blocks = y.par_chunks_mut(at_once * hidden).zip(x.par_chunks(at_once * hidden));
+        blocks.zip(attended.units.par_chunks_mut(at_once * stride)).for_each(|((y, x), units)| {
+            stage.run(x.len() / hidden, (units, stride), Start::Matrix(x, hidden), (y, hidden));
             self.o.add_bias(y);
-            units.copy_from_slice(&rows.units[..units.len()]);
         });
         Ok(y)
     }
