@@ -1,0 +1,3 @@
+//! Sentence embeddings: texts become vectors whose angles say how near their meanings are.
+//!
+//! Knows nothing of training, generation or the terminal.
