@@ -89,7 +89,9 @@ proptest! {
         for ((all, some), query) in all.iter().zip(&some).zip(queries.chunks_exact(width)) {
             prop_assert_eq!(all.len(), rows);
             let mut scores = vec![f32::NAN; rows];
-            all.iter().for_each(|hit| scores[hit.row] = hit.score);
+            for hit in all {
+                scores[hit.row] = hit.score;
+            }
             for (score, expected) in scores.iter().zip(stored.products(query)) {
                 let error = 4e-7 * (width as f64);
                 prop_assert!((f64::from(*score) - expected).abs() <= error, "{} {}", score, expected);
