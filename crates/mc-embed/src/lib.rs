@@ -1,3 +1,6 @@
 //! Sentence embeddings: texts become vectors whose angles say how near their meanings are.
 //!
 //! Knows nothing of training, generation or the terminal.
+
+pub mod documents;
+pub mod index;
