@@ -3,13 +3,18 @@
 use super::*;
 use proptest::prelude::*;
 
-fn words_of(text: &str) -> Result<usize> {
-    Ok(text.split_whitespace().count())
+fn words_of(text: &str) -> usize {
+    text.split_whitespace().count()
+}
+
+/// The chunks of a text whose tokens are its words.
+fn of_words(text: &str, markdown: bool, size: usize, overlap: usize) -> Result<Vec<Chunk<'_>>> {
+    chunks(text, markdown, Chunking { size, overlap }, &|text| Ok(words_of(text)))
 }
 
 /// The chunks of a text as lines `first-last text`, blank space as one space.
 fn cut(text: &str, size: usize, overlap: usize) -> Vec<String> {
-    let chunks = chunks(text, true, Chunking { size, overlap }, &words_of).unwrap();
+    let chunks = of_words(text, true, size, overlap).unwrap();
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     chunks.iter().map(|c| format!("{}-{} {}", c.first_line, c.last_line, one_line(c.text))).collect()
 }
@@ -25,7 +30,7 @@ fn what_looks_like_a_heading_in_code_is_none() {
     let text = "Run this:\n\n```sh\n# not a heading\nls\n```\n\nand no more of it than that, really.\n";
     assert_eq!(cut(text, 40, 0), ["1-8 Run this: ```sh # not a heading ls ``` and no more of it than that, really."]);
     // In other texts `#` is a character.
-    let plain = chunks("a b c d\n\n# e\n", false, Chunking { size: 8, overlap: 0 }, &words_of).unwrap();
+    let plain = of_words("a b c d\n\n# e\n", false, 8, 0).unwrap();
     assert_eq!(plain.len(), 1);
 }
 
@@ -57,7 +62,7 @@ fn nothing_has_no_chunks_and_ends_of_lines_are_not_text() {
 
 #[test]
 fn settings_out_of_range_are_errors() {
-    let error = |size, overlap| chunks("a", false, Chunking { size, overlap }, &words_of).unwrap_err().to_string();
+    let error = |size, overlap| of_words("a", false, size, overlap).unwrap_err().to_string();
     assert_eq!(error(7, 0), "`chunk_size` is 7, expected 8 or more");
     assert_eq!(error(20, 11), "`chunk_overlap` is 11, expected at most 10, half of `chunk_size`");
 }
@@ -82,17 +87,17 @@ proptest! {
     #[test]
     fn chunks_cover_the_text(text in texts(), size in 8usize..60, share in 0usize..=50) {
         let overlap = size * share / 100;
-        let parts = chunks(&text, true, Chunking { size, overlap }, &words_of).unwrap();
+        let parts = of_words(&text, true, size, overlap).unwrap();
         let lines: Vec<&str> = text.split('\n').collect();
         let mut covered = 0; // bytes of the text
         for part in &parts {
             let start = part.text.as_ptr() as usize - text.as_ptr() as usize;
             let end = start + part.text.len();
-            prop_assert!(words_of(part.text).unwrap() <= size, "{:?}", part);
+            prop_assert!(words_of(part.text) <= size, "{:?}", part);
             prop_assert!(end > covered, "nothing new in {:?}", part);
             prop_assert!(text[covered.min(start)..start].trim().is_empty(), "lost before {:?}", part);
             if start < covered {
-                prop_assert!(words_of(&text[start..covered]).unwrap() <= overlap, "{:?}", part);
+                prop_assert!(words_of(&text[start..covered]) <= overlap, "{:?}", part);
             }
             covered = end;
             let line_of = |at: usize| 1 + text[..at].matches('\n').count();
