@@ -6,7 +6,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mc_benches::noise;
 use metal_candle::{
     backend::search::{Vectors, nearest, to_codes},
-    candle_core::{DType, Result},
+    candle_core::{DType, Error, Result},
+    embeddings::{
+        self,
+        index::{IndexConfig, VectorDtype, VectorIndex},
+    },
 };
 
 const ROWS: usize = 1_000_000;
@@ -36,9 +40,33 @@ fn forms(c: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// The same from a directory, as `metal-candle search` does it: bytes first, the best of them scored again.
+fn index(c: &mut Criterion) -> Result<()> {
+    let wrong = |e: embeddings::index::Error| Error::Msg(e.to_string());
+    let query = noise(&[WIDTH])?.to_vec1::<f32>()?;
+    let mut group = c.benchmark_group("10 best of an index of 1,000,000 × 384");
+    group.sample_size(20);
+    for vectors in [VectorDtype::F16, VectorDtype::Int8] {
+        let dir = tempfile::tempdir()?;
+        let config = IndexConfig { dimensions: WIDTH, vectors, ..IndexConfig::default() };
+        let mut index = VectorIndex::create(dir.path().join("index"), config).map_err(wrong)?;
+        let rows = noise(&[ROWS, WIDTH])?.flatten_all()?.to_vec1::<f32>()?;
+        index.append(&rows, &[]).map_err(wrong)?;
+        drop(rows);
+        group.bench_function(vectors.to_string(), |bench| bench.iter(|| index.search(&query, BEST)));
+        group.bench_function(format!("{vectors}, opened anew"), |bench| {
+            bench.iter(|| VectorIndex::open(index.dir()).and_then(|index| index.search(&query, BEST)));
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
 fn all(c: &mut Criterion) {
-    if let Err(error) = forms(c) {
-        panic!("{error}");
+    for subject in [forms, index] {
+        if let Err(error) = subject(c) {
+            panic!("{error}");
+        }
     }
 }
 

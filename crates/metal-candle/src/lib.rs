@@ -30,6 +30,8 @@ pub use candle_core;
 pub use mc_backend as backend;
 /// Files: safetensors, adapters, training state, model directories, hub.
 pub use mc_checkpoint as checkpoint;
+/// Sentence embeddings, search, documents.
+pub use mc_embed as embeddings;
 /// Text generation.
 pub use mc_infer as inference;
 /// LoRA and DoRA adapters.
