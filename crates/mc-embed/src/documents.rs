@@ -210,6 +210,29 @@ impl DocumentIndex {
         &self.documents
     }
 
+    /// Checks that the index is of these documents and keeps its vectors so.
+    ///
+    /// # Errors
+    /// If not: these are fixed when an index is made.
+    pub fn check_settings(&self, documents: &DocumentsConfig, vectors: VectorDtype) -> Result<()> {
+        let settings = |documents: &DocumentsConfig, vectors: VectorDtype| {
+            [
+                ("folder", documents.folder.display().to_string()),
+                ("extensions", documents.extensions.join(",")),
+                ("chunk size", documents.chunking.size.to_string()),
+                ("chunk overlap", documents.chunking.overlap.to_string()),
+                ("vectors", vectors.to_string()),
+            ]
+        };
+        let of_index = settings(&self.documents, self.index.config().vectors);
+        match of_index.into_iter().zip(settings(documents, vectors)).find(|(found, asked)| found != asked) {
+            Some(((field, found), (_, expected))) => {
+                Err(Error::Mismatch { dir: self.index.dir().into(), field, found, expected })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Checks that this model made the vectors.
     ///
     /// # Errors

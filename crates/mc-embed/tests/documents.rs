@@ -244,6 +244,22 @@ fn another_model_a_failing_model_and_other_rows_are_refused() {
 }
 
 #[test]
+fn other_settings_are_refused() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    let index = place.create();
+    let (vectors, same) = (VectorDtype::Int8, index.documents().clone());
+    index.check_settings(&same, vectors).unwrap();
+    let says = |documents: &DocumentsConfig, vectors, what: &str| {
+        let error = index.check_settings(documents, vectors).unwrap_err();
+        assert!(error.to_string().ends_with(what) && error.hint().is_some(), "{error}");
+    };
+    says(&same, VectorDtype::F32, "the index has vectors int8, expected f32");
+    let chunking = Chunking { size: 100, overlap: 4 };
+    says(&DocumentsConfig { chunking, ..same.clone() }, vectors, "the index has chunk size 16, expected 100");
+    says(&DocumentsConfig { folder: "/other".into(), ..same }, vectors, "/notes, expected /other");
+}
+
+#[test]
 fn folders_that_are_none() {
     let place = Place::new(&[("a.md", "alpha")]);
     assert!(DocumentsConfig::new(place.folder().join("a.md")).unwrap_err().to_string().ends_with("is a file"));

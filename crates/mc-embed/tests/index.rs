@@ -188,6 +188,8 @@ fn a_directory_is_not_taken_over() {
     assert!(matches!(create(&place.path()), Err(Error::Occupied { what: "holds an index already", .. })));
     fs::write(place.dir.path().join("thesis.txt"), "years").unwrap();
     assert!(matches!(create(place.dir.path()), Err(Error::Occupied { what: "is not empty, and no index", .. })));
+    let error = create(&place.dir.path().join("thesis.txt")).unwrap_err();
+    assert!(error.to_string().ends_with("thesis.txt: is a file"), "{error}");
     // What a creation left that was interrupted is nothing.
     fs::remove_file(place.path().join("index.json")).unwrap();
     fs::write(place.path().join(".tmp-abc"), "half").unwrap();

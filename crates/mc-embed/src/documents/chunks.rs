@@ -22,16 +22,13 @@ impl Default for Chunking {
 
 impl Chunking {
     pub(crate) fn check(self) -> Result<()> {
+        let setting = |field, found, expected| Err(Error::Setting { field, found, expected });
         let Self { size, overlap } = self;
         if size < 8 {
-            return Err(Error::argument(
-                format!("`chunk_size` is {size}, expected 8 or more"),
-                "200 suits most models",
-            ));
+            return setting("chunk_size", size, "8 or more".into());
         }
         if overlap > size / 2 {
-            let what = format!("`chunk_overlap` is {overlap}, expected at most {}, half of `chunk_size`", size / 2);
-            return Err(Error::argument(what, "a fifth of the size suits most texts"));
+            return setting("chunk_overlap", overlap, format!("at most {}, half of a chunk", size / 2));
         }
         Ok(())
     }

@@ -48,6 +48,16 @@ pub enum Error {
         /// What happened.
         what: &'static str,
     },
+    /// A setting that is out of range.
+    #[error("`{field}` is {found}, expected {expected}")]
+    Setting {
+        /// The setting's name.
+        field: &'static str,
+        /// Its value.
+        found: usize,
+        /// What it may be.
+        expected: String,
+    },
     /// An argument that is out of range or does not fit the index.
     #[error("{what}")]
     Argument {
@@ -84,10 +94,11 @@ impl Error {
                 "vectors of different models cannot be compared; use the model of the index, or make another index"
                     .into()
             }
+            Self::Mismatch { field: "folder", .. } => "one index is of one folder; make another index".into(),
             Self::Mismatch { .. } => "leave that option out to go on as before, or make another index".into(),
             Self::Busy { .. } => "wait until the other run has ended, and run this again".into(),
             Self::Argument { hint, .. } => (*hint).into(),
-            Self::Model { .. } | Self::Tensor(_) => return None,
+            Self::Setting { .. } | Self::Model { .. } | Self::Tensor(_) => return None,
         })
     }
 

@@ -106,6 +106,9 @@ fn is_of_rows(name: &str) -> bool {
 
 /// Makes the directory, or refuses one with an index or anything else in it. What an interrupted creation left is nothing.
 pub(super) fn make_directory(dir: &Path) -> Result<()> {
+    if dir.is_file() {
+        return Err(Error::Occupied { dir: dir.into(), what: "is a file" });
+    }
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let name = entry.map_err(Error::io(dir))?.file_name();

@@ -64,7 +64,7 @@ fn nothing_has_no_chunks_and_ends_of_lines_are_not_text() {
 fn settings_out_of_range_are_errors() {
     let error = |size, overlap| of_words("a", false, size, overlap).unwrap_err().to_string();
     assert_eq!(error(7, 0), "`chunk_size` is 7, expected 8 or more");
-    assert_eq!(error(20, 11), "`chunk_overlap` is 11, expected at most 10, half of `chunk_size`");
+    assert_eq!(error(20, 11), "`chunk_overlap` is 11, expected at most 10, half of a chunk");
 }
 
 /// Texts of words, short and long lines, blank lines and headings.
