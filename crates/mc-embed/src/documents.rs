@@ -9,7 +9,7 @@ mod walk;
 pub use chunks::{Chunk, Chunking, chunks};
 pub use walk::{SkipReason, Skipped};
 
-use crate::index::{Error, IndexConfig, NewRows, Result, Source, VectorDtype, VectorIndex};
+use crate::index::{Error, IndexConfig, Lock, NewRows, Result, Source, VectorDtype, VectorIndex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -268,6 +268,7 @@ impl DocumentIndex {
     /// # Errors
     /// If the folder cannot be read, the model is another one or fails, or the index cannot be written.
     pub fn update(&mut self, model: &TextModel, observe: &mut dyn FnMut(Progress)) -> Result<Update> {
+        let lock = self.index.lock()?;
         self.check_model(model)?;
         let (files, skipped) = walk(&self.documents.folder, &self.documents.extensions)?;
         let mut update = Update { skipped, ..Update::default() };
@@ -292,7 +293,7 @@ impl DocumentIndex {
                     progress.of_chunks += batch.add(&file, &content, sha256, &self.documents, model)?;
                     kept.insert(file.name);
                     if batch.records.len() >= SAVED {
-                        self.save(&batch, model, &mut progress, observe, None)?;
+                        self.save(&lock, &batch, model, &mut progress, observe, None)?;
                         batch = Batch::default();
                     }
                     continue;
@@ -304,7 +305,7 @@ impl DocumentIndex {
         }
         update.removed = known.keys().filter(|name| !kept.contains(*name)).count();
         if !batch.files.is_empty() || update.removed > 0 {
-            self.save(&batch, model, &mut progress, observe, Some(&kept))?;
+            self.save(&lock, &batch, model, &mut progress, observe, Some(&kept))?;
         }
         update.embedded = progress.chunks;
         Ok(update)
@@ -328,6 +329,7 @@ impl DocumentIndex {
     /// kept, drops all others.
     fn save(
         &mut self,
+        lock: &Lock,
         batch: &Batch,
         model: &TextModel,
         progress: &mut Progress,
@@ -354,7 +356,7 @@ impl DocumentIndex {
         plan.extend((0..batch.records.len()).map(Source::New));
         files.extend(batch.files.iter().cloned());
         let notes = serde_json::to_vec(&files).map_err(|e| Error::invalid(self.index.dir(), e.to_string()))?;
-        self.index.rewrite(&plan, &NewRows { vectors: &vectors, records: &batch.records }, &notes)
+        self.index.rewrite(lock, &plan, &NewRows { vectors: &vectors, records: &batch.records }, &notes)
     }
 }
 

@@ -11,6 +11,7 @@ mod rows;
 pub use error::{Error, Result};
 pub use mc_backend::search::{Hit, top_k};
 
+pub(crate) use manifest::Lock;
 pub(crate) use rows::{NewRows, Source};
 
 use manifest::Manifest;
@@ -248,11 +249,21 @@ impl VectorIndex {
             let what = format!("{}: the rows are chunks of documents", self.dir.display());
             return Err(Error::argument(what, "change the documents and update the index"));
         }
-        self.rewrite(plan, &NewRows { vectors, records }, &[])
+        let lock = self.lock()?;
+        self.rewrite(&lock, plan, &NewRows { vectors, records }, &[])
+    }
+
+    /// The right to change the index as it was opened.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        let lock = manifest::lock(&self.dir)?;
+        if Manifest::read(&self.dir)?.generation != self.manifest.generation {
+            return Err(Error::Busy { dir: self.dir.clone(), what: "another run has changed this index meanwhile" });
+        }
+        Ok(lock)
     }
 
     /// Makes `plan` the rows, and `notes` what is kept about all of them.
-    pub(crate) fn rewrite(&mut self, plan: &[Source], new: &NewRows, notes: &[u8]) -> Result<()> {
+    pub(crate) fn rewrite(&mut self, _: &Lock, plan: &[Source], new: &NewRows, notes: &[u8]) -> Result<()> {
         let IndexConfig { dimensions, vectors: dtype, .. } = *self.config();
         if !new.vectors.len().is_multiple_of(dimensions) {
             let what = format!("{} numbers are no vectors of {dimensions} dimensions", new.vectors.len());
@@ -265,10 +276,6 @@ impl VectorIndex {
         }
         let vectors = normalised(new.vectors, dimensions)?;
         let new = NewRows { vectors: &vectors, records: new.records };
-        let _lock = manifest::lock(&self.dir)?;
-        if Manifest::read(&self.dir)?.generation != self.manifest.generation {
-            return Err(Error::Busy { dir: self.dir.clone(), what: "another run has changed this index meanwhile" });
-        }
         let manifest = self.manifest.next(plan.len());
         rows::write(&manifest.rows_file(&self.dir), (dimensions, dtype), plan, Some(&self.rows), &new, notes)?;
         manifest.write(&self.dir)?;

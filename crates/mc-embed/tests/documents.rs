@@ -131,7 +131,6 @@ fn the_second_run_embeds_only_what_has_changed() {
     let (update, seen) = place.update();
     assert_eq!((counts(&update), seen.len()), ([0, 0, 0, 3], 0));
 
-    // The same length at the same time is taken for the same: that is what makes a second run quick.
     fs::remove_dir_all(place.folder()).unwrap();
     fs::create_dir(place.folder()).unwrap();
     let (update, _) = place.update();
@@ -241,6 +240,24 @@ fn another_model_a_failing_model_and_other_rows_are_refused() {
     let bare = place.dir.path().join("bare");
     VectorIndex::create(&bare, IndexConfig { dimensions: 2, ..IndexConfig::default() }).unwrap();
     assert!(DocumentIndex::open(&bare).unwrap_err().to_string().contains("its vectors are not of documents"));
+}
+
+#[test]
+fn a_second_update_at_once_is_refused_before_it_does_any_work() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    let mut index = place.create();
+    let other = RefCell::new(DocumentIndex::open(place.index()).unwrap());
+    let meanwhile = RefCell::new(None);
+    let embed = |texts: &[&str]| {
+        let update = place.with(|model| other.borrow_mut().update(model, &mut |_| {}));
+        *meanwhile.borrow_mut() = Some(update.unwrap_err().to_string());
+        Ok(bag_of_words(texts))
+    };
+    let model = TextModel { name: "bag", tokens: &|text| Ok(text.len()), embed: &embed };
+    index.update(&model, &mut |_| {}).unwrap();
+    assert!(meanwhile.borrow().as_ref().unwrap().contains("another run is writing this index"));
+    let late = place.with(|model| other.borrow_mut().update(model, &mut |_| {})).unwrap_err();
+    assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
 }
 
 #[test]

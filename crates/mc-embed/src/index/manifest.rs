@@ -43,7 +43,7 @@ impl Manifest {
 
     /// That of the next change, with so many rows.
     pub(super) fn next(&self, rows: usize) -> Self {
-        Self { generation: self.generation + 1, rows, ..self.clone() }
+        Self { generation: self.generation.wrapping_add(1), rows, ..self.clone() }
     }
 
     pub(super) fn read(dir: &Path) -> Result<Self> {
@@ -124,11 +124,13 @@ pub(super) fn make_directory(dir: &Path) -> Result<()> {
 }
 
 /// The right to write, until it is dropped. The system takes it back from a process that dies.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+pub(crate) struct Lock(#[expect(dead_code, reason = "what it is locked by is open as long as this is")] File);
+
+pub(super) fn lock(dir: &Path) -> Result<Lock> {
     let path = dir.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => {
             Err(Error::Busy { dir: dir.into(), what: "another run is writing this index" })
         }
