@@ -59,13 +59,16 @@ pub struct TextModel<'a> {
     /// How errors and the index call it.
     pub name: &'a str,
     /// The number of tokens in a text.
-    pub tokens: &'a dyn Fn(&str) -> Result<usize, Failure>,
+    pub tokens: CountTokens<'a>,
     /// The vectors of texts, one after the other.
-    pub embed: &'a Embed<'a>,
+    pub embed: Embed<'a>,
 }
 
+/// A text in, how many tokens it has out.
+pub type CountTokens<'a> = Box<dyn Fn(&str) -> Result<usize, Failure> + 'a>;
+
 /// Texts in, their vectors out.
-pub type Embed<'a> = dyn Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a;
+pub type Embed<'a> = Box<dyn Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a>;
 
 /// What a function of a [`TextModel`] says when it fails.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -148,8 +151,8 @@ const FINGERPRINT: &str = "What is found here was measured twice: 17 red kites o
 /// let count = |text: &str, letter| text.matches(letter).count() as f32;
 /// let model = TextModel {
 ///     name: "letters",
-///     tokens: &|text| Ok(text.split_whitespace().count()),
-///     embed: &|texts| Ok(texts.iter().flat_map(|t| [count(t, 'a'), count(t, 's')]).collect()),
+///     tokens: Box::new(|text| Ok(text.split_whitespace().count())),
+///     embed: Box::new(|texts| Ok(texts.iter().flat_map(|t| [count(t, 'a'), count(t, 's')]).collect())),
 /// };
 /// let documents = DocumentsConfig::new(dir.path().join("notes"))?;
 /// let mut index = DocumentIndex::create(dir.path().join("index"), documents, VectorDtype::F16, &model)?;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
 use mc_embed::{
-    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, SkipReason, TextModel, Update},
+    documents::{Chunking, DocumentIndex, DocumentsConfig, Failure, Progress, SkipReason, TextModel, Update},
     index::{IndexConfig, VectorDtype, VectorIndex},
 };
 use std::{
@@ -26,6 +26,11 @@ fn bag_of_words(texts: &[&str]) -> Vec<f32> {
         counts
     };
     texts.iter().flat_map(vector).collect()
+}
+
+/// A model whose tokens are words.
+fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a) -> TextModel<'a> {
+    TextModel { name: "bag", tokens: Box::new(|text| Ok(text.split_whitespace().count())), embed: Box::new(embed) }
 }
 
 struct Place {
@@ -59,7 +64,7 @@ impl Place {
             self.seen.borrow_mut().extend(texts.iter().map(ToString::to_string));
             Ok(bag_of_words(texts))
         };
-        f(&TextModel { name: "bag", tokens: &|text| Ok(text.split_whitespace().count()), embed: &embed })
+        f(&bag(embed))
     }
     fn create(&self) -> DocumentIndex {
         let config = DocumentsConfig { chunking: Chunking { size: 16, overlap: 4 }, ..self.config() };
@@ -215,9 +220,8 @@ fn long_files_and_progress() {
 fn another_model_a_failing_model_and_other_rows_are_refused() {
     let place = Place::new(&[("a.md", "alpha beta gamma")]);
     let mut index = place.create();
-    let tokens = |text: &str| Ok(text.len());
     let reversed = |texts: &[&str]| Ok(bag_of_words(texts).into_iter().rev().collect());
-    let other = TextModel { name: "other", tokens: &tokens, embed: &reversed };
+    let other = TextModel { name: "other", ..bag(reversed) };
     let error = index.update(&other, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("the index has model `bag`, expected `other`"), "{error}");
     let calls = RefCell::new(0);
@@ -225,13 +229,13 @@ fn another_model_a_failing_model_and_other_rows_are_refused() {
         *calls.borrow_mut() += 1;
         if *calls.borrow() == 1 { Ok(bag_of_words(texts)) } else { Err("out of memory".into()) }
     };
-    let error = index.update(&TextModel { name: "bag", tokens: &tokens, embed: &failing }, &mut |_| {}).unwrap_err();
+    let error = index.update(&bag(failing), &mut |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "`bag`: out of memory");
     assert!(index.vectors().is_empty());
     let short = |texts: &[&str]| {
         Ok(if texts.len() == 1 && texts[0].starts_with("alpha") { vec![1.0] } else { bag_of_words(texts) })
     };
-    let error = index.update(&TextModel { name: "bag", tokens: &tokens, embed: &short }, &mut |_| {}).unwrap_err();
+    let error = index.update(&bag(short), &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("`bag` made 1 numbers of 1 texts"), "{error}");
 
     let mut rows = VectorIndex::open(place.index()).unwrap();
@@ -253,8 +257,7 @@ fn a_second_update_at_once_is_refused_before_it_does_any_work() {
         *meanwhile.borrow_mut() = Some(update.unwrap_err().to_string());
         Ok(bag_of_words(texts))
     };
-    let model = TextModel { name: "bag", tokens: &|text| Ok(text.len()), embed: &embed };
-    index.update(&model, &mut |_| {}).unwrap();
+    index.update(&bag(embed), &mut |_| {}).unwrap();
     assert!(meanwhile.borrow().as_ref().unwrap().contains("another run is writing this index"));
     let late = place.with(|model| other.borrow_mut().update(model, &mut |_| {})).unwrap_err();
     assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
