@@ -5,7 +5,7 @@
 use candle_core::{DType, IndexOp, Result, Tensor, Var};
 use mc_backend::{
     Purpose, Stream, Weight,
-    ops::{self, Attention, Dropout, Lora, Rope, composed},
+    ops::{self, Attention, Dropout, Gelu, Lora, RelativeBias, Rope, composed},
 };
 use mc_testkit::{Tolerance, assert_close, random};
 
@@ -132,7 +132,11 @@ fn activations() -> Result<()> {
         check(&format!("swiglu {shape:?}"), &inputs, &|t| ops::swiglu(&t[0], &t[1]), &|t| {
             composed::swiglu(&t[0], &t[1])
         })?;
-        check(&format!("gelu {shape:?}"), &inputs[..1], &|t| ops::gelu(&t[0]), &|t| composed::gelu(&t[0]))?;
+        check(&format!("geglu {shape:?}"), &inputs, &|t| ops::geglu(&t[0], &t[1]), &|t| composed::geglu(&t[0], &t[1]))?;
+        for form in [Gelu::Exact, Gelu::Tanh] {
+            let name = format!("gelu {form:?} {shape:?}");
+            check(&name, &inputs[..1], &|t| ops::gelu(&t[0], form), &|t| composed::gelu(&t[0], form))?;
+        }
     }
     Ok(())
 }
@@ -174,14 +178,51 @@ fn attention() -> Result<()> {
             (true, None, None),
             (true, Some(1), None),
             (true, Some(40), None),
+            (false, Some(9), None),
             (false, None, Some(padded.clone().into())),
             (true, Some(70), Some(padded.into())),
         ] {
-            let how = Attention { scale: None, causal, window, valid };
+            let how = Attention { causal, window, valid, ..Attention::default() };
             let name = format!("attention {:?}, {how:?}", (b, tq, tk, heads, kv, d));
             check(&name, &inputs, &|t| ops::attention(&t[0], &t[1], &t[2], &how), &|t| {
                 composed::attention(&t[0], &t[1], &t[2], &how)
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// Texts in one row, longer and shorter than tiles, of one token too; each sees itself as if it were alone.
+#[test]
+fn attention_within_segments_and_with_a_relative_bias() -> Result<()> {
+    for (lengths, heads, kv, d) in
+        [(&[1][..], 1, 1, 2), (&[2, 1, 3], 2, 1, 5), (&[5, 70, 1, 1, 33, 131, 20], 4, 2, 6), (&[16; 20], 3, 3, 8)]
+    {
+        let t: usize = lengths.iter().sum();
+        let starts = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n)));
+        let segments: Vec<_> = starts.zip(lengths).map(|(start, n)| start..start + n).collect();
+        let inputs = [x(1, &[1, t, heads, d]), x(2, &[1, t, kv, d]), x(3, &[1, t, kv, d])];
+        let bias = RelativeBias::new(heads, 7, |head, distance| (distance as f32 * 0.7).sin() + head as f32 * 0.2);
+        for (causal, window, bias) in [
+            (false, None, None),
+            (false, None, Some(bias.clone())),
+            (false, Some(6), None),
+            (true, None, None),
+            (true, Some(3), Some(bias)),
+        ] {
+            let alone = Attention { causal, window, bias, ..Attention::default() };
+            let how = Attention { segments: Some(segments.clone().into()), ..alone.clone() };
+            let name = format!("attention {lengths:?}, {how:?}");
+            check(&name, &inputs, &|t| ops::attention(&t[0], &t[1], &t[2], &how), &|t| {
+                composed::attention(&t[0], &t[1], &t[2], &how)
+            })?;
+            let together = ops::attention(&inputs[0], &inputs[1], &inputs[2], &how)?;
+            for segment in &segments {
+                let part = |x: &Tensor| x.narrow(1, segment.start, segment.len());
+                let [q, k, v] = inputs.each_ref().map(part);
+                let expected = ops::attention(&q?, &k?, &v?, &alone)?;
+                assert_close(&name, &part(&together)?, &expected, Tolerance::absolute(1e-6));
+            }
         }
     }
     Ok(())

@@ -70,7 +70,7 @@ impl Block {
                 head_dim: config.head_dim,
                 rope: &self.rope,
                 positions: &positions,
-                how: Attention { scale: None, causal: true, window: self.window, valid },
+                how: Attention { causal: true, window: self.window, valid, ..Attention::default() },
                 project: additions.iter().any(|a| matches!(a, Addition::Other)).then_some(&project),
             };
             match &mut cache {

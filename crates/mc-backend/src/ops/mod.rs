@@ -19,8 +19,8 @@ mod norm;
 mod rope;
 mod self_attention;
 
-pub use activation::{gelu, swiglu};
-pub use attention::{Attention, attention};
+pub use activation::{Gelu, geglu, gelu, swiglu};
+pub use attention::{Attention, RelativeBias, attention};
 pub use block::{Project, Side};
 pub use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
