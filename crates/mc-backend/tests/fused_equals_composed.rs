@@ -5,7 +5,7 @@
 use candle_core::{DType, IndexOp, Result, Tensor, Var};
 use mc_backend::{
     Purpose, Stream, Weight,
-    ops::{self, Attention, Dropout, Gelu, Lora, RelativeBias, Rope, composed},
+    ops::{self, Attention, Dropout, Gelu, Lora, Projections, RelativeBias, Rope, composed},
 };
 use mc_testkit::{Tolerance, assert_close, random};
 
@@ -222,6 +222,89 @@ fn attention_within_segments_and_with_a_relative_bias() -> Result<()> {
                 let [q, k, v] = inputs.each_ref().map(part);
                 let expected = ops::attention(&q?, &k?, &v?, &alone)?;
                 assert_close(&name, &part(&together)?, &expected, Tolerance::absolute(1e-6));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The halves of an encoder's layer: fused where nothing is tracked, else the ops that they are made of.
+#[test]
+fn halves_of_an_encoder_layer() -> Result<()> {
+    let narrow = |t: &Tensor, dtype| t.to_dtype(dtype);
+    for (lengths, heads, d, inner) in [(&[1][..], 1, 2, 3), (&[5, 30, 1, 14], 3, 6, 37), (&[70, 131, 20], 2, 16, 70)] {
+        let (t, hidden): (usize, usize) = (lengths.iter().sum(), heads * d + 1);
+        let starts = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n)));
+        let segments: Vec<_> = starts.zip(lengths).map(|(start, n)| start..start + n).collect();
+        let positions: std::sync::Arc<[u32]> = lengths.iter().flat_map(|n| 0..*n as u32).collect();
+        let rope = Rope::new(Rope::frequencies(d, 100.0), &candle_core::Device::Cpu);
+        let bias = RelativeBias::new(heads, 7, |head, distance| (distance as f32 * 0.7).sin() + head as f32 * 0.2);
+        let input = x(1, &[1, t, hidden]);
+        for dtype in [DType::F32, DType::BF16] {
+            let projections = |seed: u64, shapes: &[(usize, usize)], bias: bool| -> Result<Projections> {
+                let member = |(i, (out, inner)): (usize, &(usize, usize))| {
+                    let weight = Weight::from_tensor(&narrow(&x(seed + i as u64, &[*out, *inner]), dtype)?)?;
+                    Ok((weight, bias.then(|| x(seed + 50 + i as u64, &[*out]))))
+                };
+                Ok(Projections::new(shapes.iter().enumerate().map(member).collect::<Result<_>>()?))
+            };
+            let (w, b) = (x(5, &[hidden]), x(6, &[hidden]));
+            let norm = Some(ops::LayerNorm { weight: &w, bias: Some(&b), eps: 1e-3 });
+            let width = heads * d;
+            let (three, one) =
+                (projections(10, &[(width, hidden); 3], true)?, projections(20, &[(3 * width, hidden)], false)?);
+            let (o, plain_o) =
+                (projections(30, &[(hidden, width)], true)?, projections(30, &[(hidden, width)], false)?);
+            let how =
+                Attention { segments: Some(segments.clone().into()), bias: Some(bias.clone()), ..Attention::default() };
+            let local = Attention { bias: None, window: Some(4), ..how.clone() };
+            let after = ops::EncoderAttention {
+                before: None,
+                qkv: &three,
+                o: &o,
+                after: norm,
+                head_dim: d,
+                rope: None,
+                how: &how,
+            };
+            let rope = Some((&*rope, &positions));
+            let before = ops::EncoderAttention {
+                before: norm,
+                qkv: &one,
+                o: &plain_o,
+                after: None,
+                rope,
+                how: &local,
+                ..after.clone()
+            };
+            let (up, down) = (projections(40, &[(inner, hidden)], true)?, projections(41, &[(hidden, inner)], true)?);
+            let wide = projections(42, &[(2 * inner, hidden)], false)?;
+            let activation = ops::Activation::Gelu(Gelu::Tanh);
+            let feed = ops::EncoderFeedForward { before: None, up: &up, activation, down: &down, after: norm };
+            let activation = ops::Activation::Geglu;
+            let gated = ops::EncoderFeedForward { before: norm, up: &wide, activation, down: &down, after: None };
+            let halves: [(&str, Op, Op); 4] = [
+                ("after", &|t| ops::encoder_attention(&t[0], &after), &|t| composed::encoder_attention(&t[0], &after)),
+                ("before", &|t| ops::encoder_attention(&t[0], &before), &|t| {
+                    composed::encoder_attention(&t[0], &before)
+                }),
+                ("feed", &|t| ops::encoder_feed_forward(&t[0], &feed), &|t| {
+                    composed::encoder_feed_forward(&t[0], &feed)
+                }),
+                ("gated", &|t| ops::encoder_feed_forward(&t[0], &gated), &|t| {
+                    composed::encoder_feed_forward(&t[0], &gated)
+                }),
+            ];
+            for (name, fused, composed) in halves {
+                let name = format!("{name} {lengths:?} {dtype:?}");
+                // Tracked, it is finer ops, which have tests of their own for their precision.
+                let exact = composed(&[input.to_dtype(DType::F64)?])?;
+                let tolerance = Tolerance { absolute: 2e-5, relative: 2e-5 };
+                assert_close(&name, &fused(std::slice::from_ref(&input))?, &exact, tolerance);
+                let tracked = Var::from_tensor(&input)?;
+                let y = fused(&[tracked.as_tensor().clone()])?;
+                assert_close(&name, &y, &exact, tolerance);
+                assert!(y.track_op());
             }
         }
     }

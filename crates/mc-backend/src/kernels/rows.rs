@@ -78,23 +78,28 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 /// `y = (x − mean) / √(variance + eps) · w + b`
 pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32, y: &mut [f32]) {
     let d = w.len();
-    blocks(y, d, |first, block| {
-        simd(
-            #[inline(always)]
-            || {
-                for (i, y) in block.chunks_exact_mut(d).enumerate() {
-                    let x = &x[(first + i) * d..(first + i + 1) * d];
-                    let (mean, r) = moments(x, eps);
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                        *y = (x - mean) * r * w;
-                    }
-                    if let Some(b) = b {
-                        y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
-                    }
-                }
-            },
-        );
+    blocks(y, d, |first, y| {
+        y.copy_from_slice(&x[first * d..][..y.len()]);
+        layer_norm_rows(w, b, eps, y);
     });
+}
+
+/// [`layer_norm`] in place, on this thread.
+pub(crate) fn layer_norm_rows(w: &[f32], b: Option<&[f32]>, eps: f32, rows: &mut [f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(w.len()) {
+                let (mean, r) = moments(row, eps);
+                for (x, w) in row.iter_mut().zip(w) {
+                    *x = (*x - mean) * r * w;
+                }
+                if let Some(b) = b {
+                    row.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+                }
+            }
+        },
+    );
 }
 
 /// Gradient of [`layer_norm`]: with `n = (x − mean)·r` and `h = g·w`, `dx = r·(h − mean(h) − n·mean(h·n))`.

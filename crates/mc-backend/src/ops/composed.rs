@@ -4,6 +4,8 @@ pub use super::{
     activation::{geglu_composed as geglu, gelu_composed as gelu, swiglu_composed as swiglu},
     attention::composed as attention,
     cross_entropy::composed as linear_cross_entropy,
+    encoder_attention::composed as encoder_attention,
+    encoder_feed_forward::composed as encoder_feed_forward,
     feed_forward::composed as feed_forward,
     linear::composed as linear,
     lora::composed as lora_linear,
