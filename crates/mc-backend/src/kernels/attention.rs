@@ -10,10 +10,10 @@ use super::{
     simd::{self, axpy, dot, exp, simd},
     tile::{Arithmetic, LANES, Start},
 };
-use crate::weight::Elements;
+use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
 use rayon::prelude::*;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// Queries in a tile: scores of 48 × 4,096 keys are 786 KB.
 const TILE: usize = 48;
@@ -31,17 +31,41 @@ pub(crate) struct Shape {
     pub(crate) causal: bool,
     pub(crate) window: Option<usize>,
     /// Per row of the batch, the keys that are not padding.
-    pub(crate) valid: Option<std::sync::Arc<[Range<usize>]>>,
+    pub(crate) valid: Option<Arc<[Range<usize>]>>,
+    /// Texts that fill the one row.
+    pub(crate) segments: Option<Arc<[Range<usize>]>>,
+    pub(crate) bias: Option<Arc<RelativeBias>>,
 }
 
 impl Shape {
     /// The keys that query `i` of row `b` sees. Queries are the last ones: query `i` stands at `keys − queries + i`.
     pub(crate) fn visible(&self, b: usize, i: usize) -> Range<usize> {
-        let valid = self.valid.as_ref().map_or(0..self.keys, |v| v[b].clone());
-        let position = i + self.keys - self.queries;
-        let end = if self.causal { valid.end.min(position + 1) } else { valid.end };
-        let start = self.window.map_or(valid.start, |w| valid.start.max((position + 1).saturating_sub(w)));
+        let position = self.position(i);
+        let Range { mut start, mut end } = match (&self.segments, &self.valid) {
+            (Some(segments), _) => segments[segments.partition_point(|s| s.end <= position)].clone(),
+            (None, Some(valid)) => valid[b].clone(),
+            (None, None) => 0..self.keys,
+        };
+        if self.causal {
+            end = end.min(position + 1);
+        }
+        if let Some(window) = self.window {
+            start = start.max((position + 1).saturating_sub(window));
+            end = end.min(position + window);
+        }
         start.min(end)..end
+    }
+
+    /// The key at which query `i` stands.
+    pub(crate) fn position(&self, i: usize) -> usize {
+        i + self.keys - self.queries
+    }
+
+    /// Adds what is added to the scores of query `i` of head `h` against the keys from `first` on, which are not scaled yet.
+    fn add_bias(&self, scores: &mut [f32], (i, h): (usize, usize), first: usize) {
+        if let Some(bias) = &self.bias {
+            bias.add_to(scores, h, first as isize - self.position(i) as isize, 1.0 / self.scale);
+        }
     }
 
     /// The keys that any query of a tile sees.
@@ -220,6 +244,7 @@ pub(crate) fn forward(
         head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut scores, n));
         for (i, row) in tile.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
+            s.add_bias(x, (row, h), keys.start);
             (sums[i * s.heads + h], inverse[i]) = exponents(x, &s.visible(b, row), keys.start, s.scale);
             round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
         }
@@ -277,6 +302,7 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
                 for (score, j) in scores.iter_mut().zip(keys.clone()) {
                     *score = dot(k.row(b, j, h / group, d), query);
                 }
+                s.add_bias(&mut scores, (i, h), keys.start);
                 simd::softmax(&mut scores, s.scale);
                 out.fill(0.0);
                 for (p, j) in scores.iter().zip(keys) {
@@ -300,6 +326,7 @@ pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
         let keys = s.visible(b, i);
         let mut scores: Vec<f32> =
             keys.clone().map(|j| dot(k.row(b, j, h / group, s.dim), q.row(b, i, h, s.dim))).collect();
+        s.add_bias(&mut scores, (i, h), keys.start);
         exponents(&mut scores, &keys, keys.start, s.scale).0
     };
     (0..s.batch * s.queries * s.heads).map(sum).collect()
@@ -392,6 +419,7 @@ fn backward(
         let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
         for (i, row) in tile.clone().enumerate() {
             let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
+            s.add_bias(p, (row, h), keys.start);
             let sum = sums[(b * s.queries + row) * s.heads + h];
             score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
             round(arithmetic, ds, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
