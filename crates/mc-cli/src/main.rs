@@ -9,9 +9,11 @@ mod failure;
 mod finetune;
 mod generate;
 mod global;
+mod index;
 mod inspect;
 mod plot;
 mod report;
+mod search;
 mod source;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +42,8 @@ enum Command {
     Finetune(Box<finetune::Args>),
     Generate(generate::Args),
     Eval(eval::Args),
+    Index(index::Args),
+    Search(search::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
 }
@@ -78,6 +82,8 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
         Command::Eval(args) => eval::run(&global, &args),
+        Command::Index(args) => index::run(&global, &args),
+        Command::Search(args) => search::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
         Command::Bench(args) => bench::run(&global, &args, start),
     };

@@ -9,7 +9,11 @@ mod walk;
 pub use chunks::{Chunk, Chunking, chunks};
 pub use walk::{SkipReason, Skipped};
 
-use crate::index::{Error, IndexConfig, Lock, NewRows, Result, Source, VectorDtype, VectorIndex};
+use crate::{
+    EmbeddingModel,
+    index::{Error, IndexConfig, Lock, NewRows, Result, Source, VectorDtype, VectorIndex},
+};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -62,6 +66,19 @@ pub struct TextModel<'a> {
     pub tokens: CountTokens<'a>,
     /// The vectors of texts, one after the other.
     pub embed: Embed<'a>,
+}
+
+impl<'a> TextModel<'a> {
+    /// Those of a model, for documents.
+    pub fn new(name: &'a str, model: &'a EmbeddingModel) -> Self {
+        Self {
+            name,
+            tokens: Box::new(|text| Ok(model.count_tokens(text)?)),
+            embed: Box::new(|texts| {
+                Ok(model.encode_document(texts)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+            }),
+        }
+    }
 }
 
 /// A text in, how many tokens it has out.

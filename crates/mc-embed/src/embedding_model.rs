@@ -143,6 +143,27 @@ impl EmbeddingModel {
         self.width
     }
 
+    /// What it was opened as: a directory, or an id on the hub.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many tokens a text has, special ones not counted.
+    ///
+    /// # Errors
+    /// If it cannot be tokenized.
+    pub fn count_tokens(&self, text: &str) -> Result<usize> {
+        self.tokens.count(text)
+    }
+
+    /// How many tokens of a document are read: [`EmbeddingModel::max_tokens`] without special ones and the prompt's.
+    ///
+    /// # Errors
+    /// If the prompt cannot be tokenized.
+    pub fn max_document_tokens(&self) -> Result<usize> {
+        self.tokens.room(self.prompt(Prompt::Document)?)
+    }
+
     /// How many tokens of a text are read, special ones included.
     pub fn max_tokens(&self) -> usize {
         self.tokens.limit
