@@ -9,3 +9,4 @@ mod interrupted;
 mod main_job;
 mod place;
 mod reading;
+mod search;

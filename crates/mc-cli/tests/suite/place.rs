@@ -26,11 +26,20 @@ pub(crate) const FINETUNE: &str =
 pub(crate) struct Place(TempDir);
 
 impl Place {
+    /// Nothing yet.
+    pub(crate) fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A copy of a directory and those in it.
+    pub(crate) fn copy(&self, from: &Path, name: &str) {
+        copy(from, &self.path(name));
+    }
+
     /// The files of the embedded model, and six records.
     pub(crate) fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model");
-        copy(&assets, &place.path("model"));
+        let place = Self::empty();
+        place.copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model"), "model");
         fs::write(place.path("data.jsonl"), DATA).unwrap();
         place
     }
@@ -112,7 +121,12 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
     }
 }
 
