@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit 0; 2 for a wrong call or input; 1 for a failure.
 
 mod bench;
+mod embed;
 mod embedded;
 mod eval;
 mod failure;
@@ -40,6 +41,7 @@ enum Command {
     Finetune(Box<finetune::Args>),
     Generate(generate::Args),
     Eval(eval::Args),
+    Embed(embed::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
 }
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
         Command::Eval(args) => eval::run(&global, &args),
+        Command::Embed(args) => embed::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
         Command::Bench(args) => bench::run(&global, &args, start),
     };

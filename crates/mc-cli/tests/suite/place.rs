@@ -52,6 +52,14 @@ impl Place {
         place
     }
 
+    /// A directory with one of the golden embedding models, called `model`.
+    pub(crate) fn with_encoder(name: &str) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mc-embed/tests/golden/models").join(name);
+        copy(&golden, &place.path("model"));
+        place
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -112,7 +120,12 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
     }
 }
 
