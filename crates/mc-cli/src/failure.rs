@@ -84,17 +84,6 @@ fn judge(error: &anyhow::Error) -> Verdict {
             if let index::Error::Setting { field, .. } = e {
                 option = Some(*field);
             }
-        } else if let Some(e) = cause.downcast_ref::<embeddings::Error>() {
-            use embeddings::Error::{Checkpoint, Model, Tensor};
-            found = (
-                e.hint(),
-                if matches!(e, Tensor(_) | Model(models::Error::Tensor(_)) | Checkpoint(Device(_) | Unreachable { .. }))
-                {
-                    1
-                } else {
-                    2
-                },
-            );
         } else if let Some(e) = cause.downcast_ref::<models::Error>() {
             found = (
                 e.hint(),
@@ -121,6 +110,18 @@ fn judge(error: &anyhow::Error) -> Verdict {
             found = (e.hint(), if matches!(e, NoGradient { .. } | NonFinite { .. } | Tensor(_)) { 1 } else { 2 });
             if let Config { field, .. } = e {
                 option = Some(field);
+            }
+        } else if let Some(e) = cause.downcast_ref::<embeddings::Error>() {
+            use embeddings::Error::{Checkpoint, Dimensions, Model, Tensor};
+            let ours = matches!(
+                e,
+                Tensor(_)
+                    | Model(models::Error::Tensor(_) | models::Error::Checkpoint(Device(_) | Unreachable { .. }))
+                    | Checkpoint(Device(_) | Unreachable { .. })
+            );
+            found = (e.hint(), if ours { 1 } else { 2 });
+            if matches!(e, Dimensions { .. }) {
+                option = Some("dimensions");
             }
         } else if let Some(e) = cause.downcast_ref::<checkpoint::Error>() {
             found = (e.hint(), if matches!(e, Device(_) | Unreachable { .. }) { 1 } else { 2 });
@@ -188,7 +189,7 @@ fn option_name(field: &str) -> String {
 }
 
 fn help_hint() -> String {
-    const COMMANDS: [&str; 7] = ["finetune", "generate", "eval", "index", "search", "inspect", "bench"];
+    const COMMANDS: [&str; 8] = ["finetune", "generate", "eval", "embed", "index", "search", "inspect", "bench"];
     match std::env::args().skip(1).find(|a| COMMANDS.contains(&a.as_str())) {
         Some(command) => format!("see metal-candle {command} --help"),
         None => "see metal-candle --help".into(),

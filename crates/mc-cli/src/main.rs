@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit 0; 2 for a wrong call or input; 1 for a failure.
 
 mod bench;
+mod embed;
 mod embedded;
 mod eval;
 mod failure;
@@ -42,6 +43,7 @@ enum Command {
     Finetune(Box<finetune::Args>),
     Generate(generate::Args),
     Eval(eval::Args),
+    Embed(embed::Args),
     Index(index::Args),
     Search(search::Args),
     Inspect(inspect::Args),
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
         Command::Eval(args) => eval::run(&global, &args),
+        Command::Embed(args) => embed::run(&global, &args),
         Command::Index(args) => index::run(&global, &args),
         Command::Search(args) => search::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod embed;
 mod finetune;
 #[cfg(unix)]
 mod interrupted;

@@ -31,15 +31,16 @@ impl Place {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// A copy of a directory and those in it.
-    pub(crate) fn copy(&self, from: &Path, name: &str) {
-        copy(from, &self.path(name));
+    /// One of the golden embedding models, by another name.
+    pub(crate) fn copy_encoder(&self, golden: &str, name: &str) {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mc-embed/tests/golden/models");
+        copy(&models.join(golden), &self.path(name));
     }
 
     /// The files of the embedded model, and six records.
     pub(crate) fn new() -> Self {
         let place = Self::empty();
-        place.copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model"), "model");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model"), &place.path("model"));
         fs::write(place.path("data.jsonl"), DATA).unwrap();
         place
     }
@@ -58,6 +59,13 @@ impl Place {
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             fs::copy(trained.path("out").join(file), place.path("adapter").join(file)).unwrap();
         }
+        place
+    }
+
+    /// A directory with one of the golden embedding models, called `model`.
+    pub(crate) fn with_encoder(name: &str) -> Self {
+        let place = Self::empty();
+        place.copy_encoder(name, "model");
         place
     }
 

@@ -8,10 +8,8 @@ const INDEX: &str = "index notes --output index --model model --quiet";
 
 /// A folder of notes beside two small embedding models.
 fn place() -> Place {
-    let place = Place::empty();
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mc-embed/tests/golden/models");
-    place.copy(&models.join("bert-mean"), "model");
-    place.copy(&models.join("mpnet-mean"), "other");
+    let place = Place::with_encoder("bert-mean");
+    place.copy_encoder("mpnet-mean", "other");
     let note = |name: &str, text: &str| fs::write(place.path(name), text).unwrap();
     fs::create_dir_all(place.path("notes/deep")).unwrap();
     note("notes/tides.md", "# Tides\n\nThe sea rises twice a day.\n\n# Boats\n\nA boat lies dry at noon.\n");
