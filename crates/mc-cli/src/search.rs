@@ -7,7 +7,7 @@ use metal_candle::embeddings::{
     documents::{DocumentIndex, Found, TextModel},
     index::Error,
 };
-use serde_json::json;
+use serde::Serialize;
 use std::{
     fmt::Write,
     path::{Path, PathBuf},
@@ -32,6 +32,16 @@ pub(crate) struct Args {
     top_k: u16,
 }
 
+/// What a script reads of a chunk that was found.
+#[derive(Serialize)]
+struct Passage {
+    score: f32,
+    path: String,
+    first_line: usize,
+    last_line: usize,
+    text: String,
+}
+
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     if args.query.trim().is_empty() {
         return Err(wrong("the query is empty", "say what to look for: a question or a few words, in quotes"));
@@ -47,9 +57,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     for found in index.search(&query, args.top_k.into())? {
         let Found { score, path, first_line, last_line, text } = found;
         if global.json {
-            report::json(&json!({
-                "score": score, "path": from_here(&path), "first_line": first_line, "last_line": last_line, "text": text,
-            }))?;
+            report::json(&Passage { score, path: from_here(&path), first_line, last_line, text })?;
         } else {
             report::line(&format!("{score:.3}  {}:{first_line}\n{}", from_here(&path), beginning(&text)))?;
         }

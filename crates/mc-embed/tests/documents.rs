@@ -1,7 +1,9 @@
 //! Folders of real files: what is indexed, what is left out, and what a second run does again.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
+use candle_core::Device;
 use mc_embed::{
+    EmbeddingModel, EncodeOptions, Prompt,
     documents::{Chunking, DocumentIndex, DocumentsConfig, Failure, Progress, SkipReason, TextModel, Update},
     index::{IndexConfig, VectorDtype, VectorIndex},
 };
@@ -261,6 +263,32 @@ fn a_second_update_at_once_is_refused_before_it_does_any_work() {
     assert!(meanwhile.borrow().as_ref().unwrap().contains("another run is writing this index"));
     let late = place.with(|model| other.borrow_mut().update(model, &mut |_| {})).unwrap_err();
     assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
+}
+
+/// With a real tokenizer, chunks of the size that a model reads are read whole.
+#[test]
+fn a_model_reads_its_chunks_whole() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/bert-mean");
+    let model = EmbeddingModel::from_pretrained(dir, Device::Cpu).unwrap();
+    let size = model.max_document_tokens().unwrap();
+    assert!(size < model.max_tokens() && size >= 8, "{size} of {}", model.max_tokens());
+    let line = |i: usize| format!("The {i}th tide, and its boats; ünïcode{i}.{}", "\n".repeat(i % 3));
+    let text = (0..300).map(line).collect::<Vec<_>>().concat();
+    let place = Place::new(&[("long.md", &text), ("short.md", "one")]);
+    let chunking = Chunking { size, overlap: size / 4 };
+    let config = DocumentsConfig { chunking, ..place.config() };
+    let model_of_texts = TextModel::new("bert-mean", &model);
+    let mut index = DocumentIndex::create(place.index(), config, VectorDtype::F32, &model_of_texts).unwrap();
+    index.update(&model_of_texts, &mut |_| {}).unwrap();
+    let query: Vec<f32> = model.encode_query(&["tide"]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let texts: Vec<_> = index.search(&query, 9999).unwrap().into_iter().map(|found| found.text).collect();
+    assert!(texts.len() > 50, "{}", texts.len());
+    let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
+    assert_eq!(model.encode_with(&texts, &options, &mut |_| {}).unwrap().truncated, 0);
+    // The vector that is kept is the model's.
+    let own = model.encode_document(&texts[..1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let best = index.search(&own, 1).unwrap().remove(0);
+    assert!(best.text == texts[0] && best.score > 0.99999, "{best:?}");
 }
 
 #[test]
