@@ -25,6 +25,10 @@
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+#[cfg(all(doctest, feature = "embeddings"))]
+#[doc = include_str!("../../../docs/embeddings.md")]
+struct Embeddings;
+
 pub use candle_core;
 
 /// Devices, frozen weights, differentiable ops.
