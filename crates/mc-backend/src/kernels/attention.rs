@@ -91,6 +91,24 @@ impl Shape {
         [TILE, 24, 12].into_iter().find(|t| units(*t) >= 4 * rayon::current_num_threads()).unwrap_or(12)
     }
 
+    /// The tiles of one row of the batch that run side by side: of texts in one row none has a part of two, but several
+    /// that are short together.
+    fn tiles_at_once(&self) -> Vec<Range<usize>> {
+        let tile = self.tile();
+        let Some(segments) = &self.segments else { return self.tiles(tile).collect() };
+        let mut tiles: Vec<Range<usize>> = vec![];
+        // Whether the last tile has whole texts.
+        let mut whole = false;
+        for segment in segments.iter() {
+            match tiles.last_mut() {
+                Some(last) if whole && last.len() + segment.len() <= tile => last.end = segment.end,
+                _ => tiles.extend(segment.clone().step_by(tile).map(|from| from..(from + tile).min(segment.end))),
+            }
+            whole = segment.len() <= tile;
+        }
+        tiles
+    }
+
     fn tiles(&self, tile: usize) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
         let queries = self.queries;
         (0..queries.div_ceil(tile)).map(move |i| i * tile..((i + 1) * tile).min(queries))
@@ -207,16 +225,18 @@ pub(crate) fn over_tiles(
     sums: &mut [f32],
     f: impl Fn(usize, Range<usize>, &mut [f32], &mut [u32], &mut [f32]) + Sync,
 ) {
-    let (tile, t) = (s.tile(), s.queries);
+    let (tiles, t) = (s.tiles_at_once(), s.queries);
     let rows = y.par_chunks_mut((t * width).max(1)).zip(units.par_chunks_mut((t * stride).max(1)));
     let rows = rows.zip(sums.par_chunks_mut((t * s.heads).max(1)));
-    rows.enumerate().for_each(|(b, ((y, units), sums))| {
-        let tiles = y.par_chunks_mut(tile * width).zip(units.par_chunks_mut(tile * stride));
-        tiles.zip(sums.par_chunks_mut(tile * s.heads)).enumerate().for_each(|(i, ((y, units), sums))| {
-            let queries = i * tile..((i + 1) * tile).min(t);
-            let units_end = units.len().min(queries.len() * stride);
-            f(b, queries, y, &mut units[..units_end], sums);
-        });
+    rows.enumerate().for_each(|(b, ((mut y, mut units), mut sums))| {
+        let mut parts = Vec::with_capacity(tiles.len());
+        for tile in &tiles {
+            let n = tile.len();
+            let y = y.split_off_mut(..n * width).unwrap_or_default();
+            let units = units.split_off_mut(..n * stride).unwrap_or_default();
+            parts.push((tile.clone(), y, units, sums.split_off_mut(..n * s.heads).unwrap_or_default()));
+        }
+        parts.into_par_iter().for_each(|(tile, y, units, sums)| f(b, tile, y, units, sums));
     });
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::kernels::{
     self,
     attention::{self as kernel, View},
-    operand::{Matrix, round_rows},
+    operand::Matrix,
     rows,
     scratch::Scratch,
     tile::Start,
@@ -149,24 +149,24 @@ impl Norm {
     }
 }
 
-/// `block` of the input as rows of units, through the norm before it, if there is one.
-pub(super) fn input(norm: Option<&Norm>, packed: &Packed, x: &[f32], width: usize) -> (Scratch, usize) {
-    let n = x.len() / width;
-    let group = &packed.group;
-    let stride = group.arithmetic.units(width);
-    // Whole tiles are read.
-    let mut units = Scratch::new(n.next_multiple_of(kernels::tile::MAX_ROWS) * stride);
+/// The projections of a block of rows through the norm before it, if there is one: `(n, outer)`.
+pub(super) fn project(norm: Option<&Norm>, packed: &Packed, x: &[f32], rows: usize, y: &mut [f32]) {
+    let bias = packed.group.bias().map_or(Start::Zero, Start::Row);
     match norm {
-        None => round_rows(group.arithmetic, (x, width), (&mut units, stride)),
+        None => packed.run(x, rows, bias, (y, packed.group.outer)),
         Some(norm) => {
             let mut h = Scratch::new(x.len());
             let h = h.f32();
             h.copy_from_slice(x);
             norm.run(h);
-            round_rows(group.arithmetic, (h, width), (&mut units, stride));
+            packed.run(h, rows, bias, (y, packed.group.outer));
         }
     }
-    (units, stride)
+}
+
+/// Rows of a block: all where they share columns.
+pub(super) fn block_rows(n: usize) -> usize {
+    if Packed::share_columns(n) { n.max(1) } else { rows_at_once(n) }
 }
 
 fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<Tensor> {
@@ -184,13 +184,9 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
     let x_slice = kernels::slice(&x)?;
 
     let mut scratch = Scratch::new(n * outer);
-    let at_once = rows_at_once(n);
+    let at_once = block_rows(n);
     let blocks = scratch.f32().par_chunks_mut((at_once * outer).max(1)).zip(x_slice.par_chunks(at_once * hidden));
-    blocks.for_each(|(out, x)| {
-        let (mut units, stride) = input(before.as_ref(), qkv, x, hidden);
-        let bias = qkv.group.bias().map_or(Start::Zero, Start::Row);
-        qkv.stage.run(x.len() / hidden, (&mut units, stride), bias, (out, outer));
-    });
+    blocks.for_each(|(out, x)| project(before.as_ref(), qkv, x, n, out));
     if let Some((rope, positions)) = s.rope {
         let table = rope::check((b, t, d), rope, positions)?;
         let (cos, sin) = (kernels::slice(&table.cos)?, kernels::slice(&table.sin)?);
@@ -207,20 +203,30 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
     let m = Matrix::f32(scratch.f32(), outer);
     let [q, k, v] = [0, 1, 2].map(|i| View::columns(m, columns[i].start, t, d));
     let packed = kernel::Packed::new(&shape, qkv.group.arithmetic, k, v, false);
-    let mut y = vec![0f32; n * hidden];
-    let mut sums = vec![0f32; n * shape.heads];
-    kernel::over_tiles(&shape, (&mut y, hidden, &mut vec![0; n], 1), &mut sums, |b, tile, y, _, sums| {
-        let mut out = Scratch::new(tile.len() * width);
-        let out = out.f32();
-        kernel::forward(&shape, &packed, (b, tile.clone()), q, out, sums);
-        let (mut units, stride) = input(None, o, out, width);
-        let x = &x_slice[(b * t + tile.start) * hidden..(b * t + tile.end) * hidden];
-        o.stage.run(tile.len(), (&mut units, stride), Start::Matrix(x, hidden), (y, hidden));
+    // Output projection, residual and norm of rows from `from` on.
+    let finish = |from: usize, attended: &[f32], y: &mut [f32]| {
+        let x = &x_slice[from * hidden..from * hidden + y.len()];
+        o.run(attended, n, Start::Matrix(x, hidden), (y, hidden));
         o.group.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);
         }
-    });
+    };
+    let mut y = vec![0f32; n * hidden];
+    let (mut sums, mut none) = (vec![0f32; n * shape.heads], vec![0; n]);
+    if Packed::share_columns(n) {
+        let mut attended = Scratch::new(n * width);
+        kernel::over_tiles(&shape, (attended.f32(), width, &mut none, 1), &mut sums, |b, tile, out, _, sums| {
+            kernel::forward(&shape, &packed, (b, tile), q, out, sums);
+        });
+        finish(0, attended.f32(), &mut y);
+    } else {
+        kernel::over_tiles(&shape, (&mut y, hidden, &mut none, 1), &mut sums, |b, tile, y, _, sums| {
+            let mut out = Scratch::new(tile.len() * width);
+            kernel::forward(&shape, &packed, (b, tile.clone()), q, out.f32(), sums);
+            finish(b * t + tile.start, out.f32(), y);
+        });
+    }
     Tensor::from_vec(y, x.shape(), x.device())
 }
 

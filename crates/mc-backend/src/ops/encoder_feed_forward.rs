@@ -6,8 +6,7 @@
 use super::{
     Gelu, LayerNorm, Side,
     block::{FINER, Ops, PLAIN},
-    encoder_attention::{Norm, check_norms, input, normed},
-    group::rows_at_once,
+    encoder_attention::{Norm, block_rows, check_norms, normed, project},
     projections::{Packed, Projections},
 };
 use crate::kernels::{self, operand::round, rows, scratch::Scratch, tile::Start};
@@ -96,14 +95,12 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
     let x = x.contiguous()?;
     let x_slice = kernels::slice(&x)?;
     let mut y = vec![0f32; n * d];
-    let at_once = rows_at_once(n) * d;
+    let (rows, at_once) = (n, block_rows(n) * d);
     y.par_chunks_mut(at_once.max(1)).zip(x_slice.par_chunks(at_once.max(1))).for_each(|(y, x)| {
         let n = x.len() / d;
         let mut wide = Scratch::new(n * outer);
         let wide = wide.f32();
-        let (mut units, stride) = input(before.as_ref(), up, x, d);
-        let bias = up.group.bias().map_or(Start::Zero, Start::Row);
-        up.stage.run(n, (&mut units, stride), bias, (wide, outer));
+        project(before.as_ref(), up, x, rows, wide);
         let stride = down.group.arithmetic.units(inner);
         let mut units = Scratch::new(n.next_multiple_of(kernels::tile::MAX_ROWS) * stride);
         let mut gated = vec![0f32; if f.activation == Activation::Geglu { inner } else { 0 }];
@@ -120,7 +117,7 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
             };
             round(down.group.arithmetic, act, units);
         }
-        down.stage.run(n, (&mut units, stride), Start::Matrix(x, d), (y, d));
+        down.run_units(n, rows, (&mut units, stride), Start::Matrix(x, d), (y, d));
         down.group.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);

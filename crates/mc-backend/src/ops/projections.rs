@@ -8,7 +8,14 @@ use super::{
     Linear,
     group::{Group, Stage},
 };
-use crate::Weight;
+use crate::{
+    Weight,
+    kernels::{
+        operand::round_rows,
+        scratch::Scratch,
+        tile::{MAX_ROWS, Start},
+    },
+};
 use candle_core::{DType, Result, Tensor};
 use std::sync::OnceLock;
 
@@ -22,7 +29,41 @@ pub struct Projections {
 /// Projections as the kernels read them.
 pub(super) struct Packed {
     pub(super) group: Group,
-    pub(super) stage: Stage,
+    stage: Stage,
+}
+
+impl Packed {
+    /// Whether so many rows are one block, in which the threads share the columns: then each matrix is read once.
+    pub(super) fn share_columns(rows: usize) -> bool {
+        rows <= 48
+    }
+
+    /// `y = start + x·Wᵀ` for rows of x, which become units, and `rows` of all the call has.
+    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
+        let (arithmetic, width) = (self.group.arithmetic, self.group.inner);
+        let n = x.len() / width.max(1);
+        let stride = arithmetic.units(width);
+        // Whole tiles are read.
+        let mut units = Scratch::new(n.next_multiple_of(MAX_ROWS) * stride);
+        round_rows(arithmetic, (x, width), (&mut units, stride));
+        self.run_units(n, rows, (&mut units, stride), start, y);
+    }
+
+    /// As [`Packed::run`] for `n` rows that are units already.
+    pub(super) fn run_units(
+        &self,
+        n: usize,
+        rows: usize,
+        (units, stride): (&mut [u32], usize),
+        start: Start,
+        y: (&mut [f32], usize),
+    ) {
+        if Self::share_columns(rows) {
+            self.stage.run_wide(n, (units, stride), start, y);
+        } else {
+            self.stage.run(n, (units, stride), start, y);
+        }
+    }
 }
 
 impl std::fmt::Debug for Packed {
