@@ -8,7 +8,7 @@ use metal_candle::{
     embeddings::EmbeddingModel,
     models::ModelLoader,
 };
-use std::{error::Error, time::Instant};
+use std::{error::Error, io::Write, time::Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -38,6 +38,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         found.insert("one_text_milliseconds".into(), (median(300, &[text])? * 1e3).into());
     }
     found.insert("peak_memory_bytes".into(), metal_candle::backend::peak_memory_bytes().into());
-    println!("{}", serde_json::Value::Object(found));
+    writeln!(std::io::stdout(), "{}", serde_json::Value::Object(found))?;
     Ok(())
 }
