@@ -234,6 +234,31 @@ fn two_writers_do_not_overwrite_each_other() {
     assert_eq!(VectorIndex::open(place.path()).unwrap().len(), 2);
 }
 
+/// Whoever opens an index while it changes gets one of its states, whole.
+#[test]
+fn readers_are_not_disturbed_by_a_writer() {
+    const CHANGES: usize = 60;
+    let place = Place::new(8);
+    let mut index = place.create(VectorDtype::Int8);
+    std::thread::scope(|threads| {
+        let writer = threads.spawn(|| {
+            for i in 0..CHANGES {
+                index.append(&noise(8, i as u64), &[format!("row {i}")]).unwrap();
+            }
+        });
+        let mut seen = 0;
+        while !writer.is_finished() {
+            let index = VectorIndex::open(place.path()).unwrap();
+            assert!(index.len() >= seen);
+            seen = index.len();
+            for hit in index.search(&noise(8, 99), 3).unwrap() {
+                assert_eq!(index.record(hit.row).unwrap(), format!("row {}", hit.row));
+            }
+        }
+    });
+    assert_eq!(VectorIndex::open(place.path()).unwrap().len(), CHANGES);
+}
+
 #[test]
 fn a_model_is_known_by_its_vectors() {
     let place = Place::new(2);
