@@ -271,18 +271,36 @@ pub(crate) fn geglu_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [
 
 /// `Φ(x) = ½(1 + erf(x/√2))` within 3·10⁻⁷, and its derivative, the normal density.
 ///
-/// The tail is `½·t·(a₁ + a₂t + …)·exp(−x²/2)` with `t = 1/(1 + p·|x|/√2)` (Abramowitz and Stegun, "Handbook of
-/// Mathematical Functions", 1964, 7.1.26, whose own error is 1.5·10⁻⁷ of erf).
+/// `½ + x·P(2x²/c² − 1)` up to `c = 5.25`, where it is 0 or 1 to within 10⁻⁷; P is the least-squares polynomial of degree
+/// 13 in Chebyshev's points, its errors weighted by x. Without a division or an exponential, it costs a third of those.
 #[inline(always)]
 fn normal_cdf(x: f32) -> (f32, f32) {
-    let t = 1.0 / x.abs().mul_add(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2, 1.0);
-    let mut p = 0.5 * 1.061_405_4;
-    for a in [-0.5 * 1.453_152, 0.5 * 1.421_413_7, -0.5 * 0.284_496_73, 0.5 * 0.254_829_6] {
-        p = t.mul_add(p, a);
+    const END: f32 = 5.25;
+    const P: [f32; 14] = [
+        -5.366_551e-4,
+        1.444_596_9e-3,
+        -1.399_323e-3,
+        1.902_493_6e-3,
+        -5.036_259_5e-3,
+        9.036_567e-3,
+        -1.300_012_1e-2,
+        1.834_178e-2,
+        -2.498_290_3e-2,
+        3.206_097_3e-2,
+        -3.976_997_4e-2,
+        4.964_414_6e-2,
+        -6.712_661e-2,
+        1.346_593_6e-1,
+    ];
+    let u = (x * x).mul_add(2.0 / (END * END), -1.0);
+    let mut p = P[0];
+    for c in &P[1..] {
+        p = u.mul_add(p, *c);
     }
-    let e = exp(-0.5 * x * x);
-    let tail = p * t * e;
-    (if x < 0.0 { tail } else { 1.0 - tail }, 0.398_942_3 * e)
+    let inside = x.mul_add(p, 0.5);
+    let cdf = if x < -END { 0.0 } else { inside };
+    let cdf = if x > END { 1.0 } else { cdf };
+    (cdf, 0.398_942_3 * exp(-0.5 * x * x))
 }
 
 /// Rotates pairs `(x[i], x[i + half])` of every head by the angle of its position.
