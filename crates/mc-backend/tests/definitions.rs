@@ -72,7 +72,7 @@ fn attention_is_its_definition() -> Result<()> {
             (true, Some(64), Some(padded.clone())),
             (false, None, Some(padded)),
         ] {
-            let how = Attention { scale: None, causal, window, valid };
+            let how = Attention { causal, window, valid, ..Attention::default() };
             let expected = defined(&q, &k, &v, &how)?;
             let name = format!("{tq} queries, {tk} keys, {how:?}");
             assert_close(&name, &ops::attention(&q, &k, &v, &how)?, &expected, Tolerance::absolute(2e-6));
@@ -145,8 +145,8 @@ fn every_op(f: &Frozen) -> Vec<(&'static str, Vec<Vec<usize>>, Op<'_>)> {
         ("composed rope", vec![heads()], Box::new(|v| composed::rope(&v[0], &f.rope, &f.positions))),
         ("swiglu", vec![x(), x()], Box::new(|v| ops::swiglu(&v[0], &v[1]))),
         ("composed swiglu", vec![x(), x()], Box::new(|v| composed::swiglu(&v[0], &v[1]))),
-        ("gelu", vec![x()], Box::new(|v| ops::gelu(&v[0]))),
-        ("composed gelu", vec![x()], Box::new(|v| composed::gelu(&v[0]))),
+        ("gelu", vec![x()], Box::new(|v| ops::gelu(&v[0], ops::Gelu::Exact))),
+        ("composed gelu", vec![x()], Box::new(|v| composed::gelu(&v[0], ops::Gelu::Exact))),
         ("attention", vec![heads(); 3], Box::new(|v| ops::attention(&v[0], &v[1], &v[2], &f.causal))),
         ("composed attention", vec![heads(); 3], Box::new(|v| composed::attention(&v[0], &v[1], &v[2], &f.causal))),
         ("cross-entropy", vec![x()], Box::new(|v| ops::linear_cross_entropy(&v[0], &f.weight, &[0, 4], &[2, 1]))),

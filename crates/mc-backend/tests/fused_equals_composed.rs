@@ -5,7 +5,7 @@
 use candle_core::{DType, IndexOp, Result, Tensor, Var};
 use mc_backend::{
     Purpose, Stream, Weight,
-    ops::{self, Attention, Dropout, Lora, Rope, composed},
+    ops::{self, Attention, Dropout, Gelu, Lora, Projections, RelativeBias, Rope, composed},
 };
 use mc_testkit::{Tolerance, assert_close, random};
 
@@ -132,7 +132,11 @@ fn activations() -> Result<()> {
         check(&format!("swiglu {shape:?}"), &inputs, &|t| ops::swiglu(&t[0], &t[1]), &|t| {
             composed::swiglu(&t[0], &t[1])
         })?;
-        check(&format!("gelu {shape:?}"), &inputs[..1], &|t| ops::gelu(&t[0]), &|t| composed::gelu(&t[0]))?;
+        check(&format!("geglu {shape:?}"), &inputs, &|t| ops::geglu(&t[0], &t[1]), &|t| composed::geglu(&t[0], &t[1]))?;
+        for form in [Gelu::Exact, Gelu::Tanh] {
+            let name = format!("gelu {form:?} {shape:?}");
+            check(&name, &inputs[..1], &|t| ops::gelu(&t[0], form), &|t| composed::gelu(&t[0], form))?;
+        }
     }
     Ok(())
 }
@@ -174,14 +178,134 @@ fn attention() -> Result<()> {
             (true, None, None),
             (true, Some(1), None),
             (true, Some(40), None),
+            (false, Some(9), None),
             (false, None, Some(padded.clone().into())),
             (true, Some(70), Some(padded.into())),
         ] {
-            let how = Attention { scale: None, causal, window, valid };
+            let how = Attention { causal, window, valid, ..Attention::default() };
             let name = format!("attention {:?}, {how:?}", (b, tq, tk, heads, kv, d));
             check(&name, &inputs, &|t| ops::attention(&t[0], &t[1], &t[2], &how), &|t| {
                 composed::attention(&t[0], &t[1], &t[2], &how)
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// Texts in one row, longer and shorter than tiles, of one token too; each sees itself as if it were alone.
+#[test]
+fn attention_within_segments_and_with_a_relative_bias() -> Result<()> {
+    for (lengths, heads, kv, d) in
+        [(&[1][..], 1, 1, 2), (&[2, 1, 3], 2, 1, 5), (&[5, 70, 1, 1, 33, 131, 20], 4, 2, 6), (&[16; 20], 3, 3, 8)]
+    {
+        let t: usize = lengths.iter().sum();
+        let starts = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n)));
+        let segments: Vec<_> = starts.zip(lengths).map(|(start, n)| start..start + n).collect();
+        let inputs = [x(1, &[1, t, heads, d]), x(2, &[1, t, kv, d]), x(3, &[1, t, kv, d])];
+        let bias = RelativeBias::new(heads, 7, |head, distance| (distance as f32 * 0.7).sin() + head as f32 * 0.2);
+        for (causal, window, bias) in [
+            (false, None, None),
+            (false, None, Some(bias.clone())),
+            (false, Some(6), None),
+            (true, None, None),
+            (true, Some(3), Some(bias)),
+        ] {
+            let alone = Attention { causal, window, bias, ..Attention::default() };
+            let how = Attention { segments: Some(segments.clone().into()), ..alone.clone() };
+            let name = format!("attention {lengths:?}, {how:?}");
+            check(&name, &inputs, &|t| ops::attention(&t[0], &t[1], &t[2], &how), &|t| {
+                composed::attention(&t[0], &t[1], &t[2], &how)
+            })?;
+            let together = ops::attention(&inputs[0], &inputs[1], &inputs[2], &how)?;
+            for segment in &segments {
+                let part = |x: &Tensor| x.narrow(1, segment.start, segment.len());
+                let [q, k, v] = inputs.each_ref().map(part);
+                let expected = ops::attention(&q?, &k?, &v?, &alone)?;
+                assert_close(&name, &part(&together)?, &expected, Tolerance::absolute(1e-6));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The halves of an encoder's layer: fused where nothing is tracked, else the ops that they are made of.
+#[test]
+fn halves_of_an_encoder_layer() -> Result<()> {
+    let narrow = |t: &Tensor, dtype| t.to_dtype(dtype);
+    for (lengths, heads, d, inner) in [(&[1][..], 1, 2, 3), (&[5, 30, 1, 14], 3, 6, 37), (&[70, 131, 20], 2, 16, 70)] {
+        let (t, hidden): (usize, usize) = (lengths.iter().sum(), heads * d + 1);
+        let starts = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n)));
+        let segments: Vec<_> = starts.zip(lengths).map(|(start, n)| start..start + n).collect();
+        let positions: std::sync::Arc<[u32]> = lengths.iter().flat_map(|n| 0..*n as u32).collect();
+        let rope = Rope::new(Rope::frequencies(d, 100.0), &candle_core::Device::Cpu);
+        let bias = RelativeBias::new(heads, 7, |head, distance| (distance as f32 * 0.7).sin() + head as f32 * 0.2);
+        let input = x(1, &[1, t, hidden]);
+        for dtype in [DType::F32, DType::BF16] {
+            let projections = |seed: u64, shapes: &[(usize, usize)], bias: bool| -> Result<Projections> {
+                let member = |(i, (out, inner)): (usize, &(usize, usize))| {
+                    let weight = Weight::from_tensor(&narrow(&x(seed + i as u64, &[*out, *inner]), dtype)?)?;
+                    Ok((weight, bias.then(|| x(seed + 50 + i as u64, &[*out]))))
+                };
+                Ok(Projections::new(shapes.iter().enumerate().map(member).collect::<Result<_>>()?))
+            };
+            let (w, b) = (x(5, &[hidden]), x(6, &[hidden]));
+            let norm = Some(ops::LayerNorm { weight: &w, bias: Some(&b), eps: 1e-3 });
+            let width = heads * d;
+            let (three, one) =
+                (projections(10, &[(width, hidden); 3], true)?, projections(20, &[(3 * width, hidden)], false)?);
+            let (o, plain_o) =
+                (projections(30, &[(hidden, width)], true)?, projections(30, &[(hidden, width)], false)?);
+            let how =
+                Attention { segments: Some(segments.clone().into()), bias: Some(bias.clone()), ..Attention::default() };
+            let local = Attention { bias: None, window: Some(4), ..how.clone() };
+            let after = ops::EncoderAttention {
+                before: None,
+                qkv: &three,
+                o: &o,
+                after: norm,
+                head_dim: d,
+                rope: None,
+                how: &how,
+            };
+            let rope = Some((&*rope, &positions));
+            let before = ops::EncoderAttention {
+                before: norm,
+                qkv: &one,
+                o: &plain_o,
+                after: None,
+                rope,
+                how: &local,
+                ..after.clone()
+            };
+            let (up, down) = (projections(40, &[(inner, hidden)], true)?, projections(41, &[(hidden, inner)], true)?);
+            let wide = projections(42, &[(2 * inner, hidden)], false)?;
+            let activation = ops::Activation::Gelu(Gelu::Tanh);
+            let feed = ops::EncoderFeedForward { before: None, up: &up, activation, down: &down, after: norm };
+            let activation = ops::Activation::Geglu;
+            let gated = ops::EncoderFeedForward { before: norm, up: &wide, activation, down: &down, after: None };
+            let halves: [(&str, Op, Op); 4] = [
+                ("after", &|t| ops::encoder_attention(&t[0], &after), &|t| composed::encoder_attention(&t[0], &after)),
+                ("before", &|t| ops::encoder_attention(&t[0], &before), &|t| {
+                    composed::encoder_attention(&t[0], &before)
+                }),
+                ("feed", &|t| ops::encoder_feed_forward(&t[0], &feed), &|t| {
+                    composed::encoder_feed_forward(&t[0], &feed)
+                }),
+                ("gated", &|t| ops::encoder_feed_forward(&t[0], &gated), &|t| {
+                    composed::encoder_feed_forward(&t[0], &gated)
+                }),
+            ];
+            for (name, fused, composed) in halves {
+                let name = format!("{name} {lengths:?} {dtype:?}");
+                // Tracked, it is finer ops, which have tests of their own for their precision.
+                let exact = composed(&[input.to_dtype(DType::F64)?])?;
+                let tolerance = Tolerance { absolute: 2e-5, relative: 2e-5 };
+                assert_close(&name, &fused(std::slice::from_ref(&input))?, &exact, tolerance);
+                let tracked = Var::from_tensor(&input)?;
+                let y = fused(&[tracked.as_tensor().clone()])?;
+                assert_close(&name, &y, &exact, tolerance);
+                assert!(y.track_op());
+            }
         }
     }
     Ok(())

@@ -16,6 +16,6 @@ pub use atomic::write_atomic;
 pub use error::{Error, Result};
 pub use model_dir::{GenerationConfig, ModelDir};
 pub use peft::{PeftAdapter, PeftConfig, TargetModules};
-pub use safetensors::{SafeTensors, save_safetensors};
+pub use safetensors::{SafeTensors, save_safetensors, stream_safetensors};
 pub use source::{MemorySource, WeightSource};
 pub use state::TrainingState;

@@ -8,7 +8,7 @@ mod write;
 
 #[cfg(feature = "hub")]
 pub(crate) use header::shards;
-pub use write::save_safetensors;
+pub use write::{save_safetensors, stream_safetensors};
 
 use crate::{
     Error, Result,
@@ -97,6 +97,18 @@ impl SafeTensors {
     /// The strings in the file's `__metadata__`; of shards, those of the first.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// The elements of a tensor where they lie, row-major and little-endian; `shape` and `dtype` are what it must have.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or it has another shape or dtype.
+    pub fn bytes(&self, name: &str, shape: &[usize], dtype: DType) -> Result<&[u8]> {
+        let (file, entry) = self.get(name, shape)?;
+        if DType::try_from(entry.dtype).ok() != Some(dtype) {
+            return Err(Error::dtype(&file.name, name, entry.dtype, dtype));
+        }
+        Ok(&(*file.bytes).as_ref()[entry.range.clone()])
     }
 
     fn from_owner(name: String, bytes: Owner) -> Result<Self> {

@@ -64,13 +64,26 @@ struct Verdict {
 
 fn judge(error: &anyhow::Error) -> Verdict {
     use checkpoint::Error::{Device, Unreachable};
-    use metal_candle::{checkpoint, inference, lora, models, text, training};
+    use metal_candle::{
+        checkpoint,
+        embeddings::{self, index},
+        inference, lora, models, text, training,
+    };
     let mut found = (None, 1);
     let mut option = None;
     // What files, options and data are wrong about is the caller's; tensor errors are ours.
     for cause in error.chain() {
         if let Some(e) = cause.downcast_ref::<Wrong>() {
             found = (Some(e.hint.clone()), 2);
+        } else if let Some(index::Error::Model { .. }) = cause.downcast_ref() {
+            // What the model says comes next.
+            found = (None, 1);
+            continue;
+        } else if let Some(e) = cause.downcast_ref::<index::Error>() {
+            found = (e.hint(), if matches!(e, index::Error::Tensor(_)) { 1 } else { 2 });
+            if let index::Error::Setting { field, .. } = e {
+                option = Some(*field);
+            }
         } else if let Some(e) = cause.downcast_ref::<models::Error>() {
             found = (
                 e.hint(),
@@ -97,6 +110,18 @@ fn judge(error: &anyhow::Error) -> Verdict {
             found = (e.hint(), if matches!(e, NoGradient { .. } | NonFinite { .. } | Tensor(_)) { 1 } else { 2 });
             if let Config { field, .. } = e {
                 option = Some(field);
+            }
+        } else if let Some(e) = cause.downcast_ref::<embeddings::Error>() {
+            use embeddings::Error::{Checkpoint, Dimensions, Model, Tensor};
+            let ours = matches!(
+                e,
+                Tensor(_)
+                    | Model(models::Error::Tensor(_) | models::Error::Checkpoint(Device(_) | Unreachable { .. }))
+                    | Checkpoint(Device(_) | Unreachable { .. })
+            );
+            found = (e.hint(), if ours { 1 } else { 2 });
+            if matches!(e, Dimensions { .. }) {
+                option = Some("dimensions");
             }
         } else if let Some(e) = cause.downcast_ref::<checkpoint::Error>() {
             found = (e.hint(), if matches!(e, Device(_) | Unreachable { .. }) { 1 } else { 2 });
@@ -164,7 +189,7 @@ fn option_name(field: &str) -> String {
 }
 
 fn help_hint() -> String {
-    const COMMANDS: [&str; 5] = ["finetune", "generate", "eval", "inspect", "bench"];
+    const COMMANDS: [&str; 8] = ["finetune", "generate", "eval", "embed", "index", "search", "inspect", "bench"];
     match std::env::args().skip(1).find(|a| COMMANDS.contains(&a.as_str())) {
         Some(command) => format!("see metal-candle {command} --help"),
         None => "see metal-candle --help".into(),

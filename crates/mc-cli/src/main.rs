@@ -3,15 +3,18 @@
 //! Data goes to stdout, everything else to stderr. Exit 0; 2 for a wrong call or input; 1 for a failure.
 
 mod bench;
+mod embed;
 mod embedded;
 mod eval;
 mod failure;
 mod finetune;
 mod generate;
 mod global;
+mod index;
 mod inspect;
 mod plot;
 mod report;
+mod search;
 mod source;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +43,9 @@ enum Command {
     Finetune(Box<finetune::Args>),
     Generate(generate::Args),
     Eval(eval::Args),
+    Embed(embed::Args),
+    Index(index::Args),
+    Search(search::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
 }
@@ -78,6 +84,9 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
         Command::Eval(args) => eval::run(&global, &args),
+        Command::Embed(args) => embed::run(&global, &args),
+        Command::Index(args) => index::run(&global, &args),
+        Command::Search(args) => search::run(&global, &args),
         Command::Inspect(args) => inspect::run(&global, &args),
         Command::Bench(args) => bench::run(&global, &args, start),
     };

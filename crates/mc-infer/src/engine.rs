@@ -166,8 +166,7 @@ fn forward(
     logits: Option<&mut Vec<f32>>,
 ) -> Result<()> {
     in_pool(|| {
-        let hidden =
-            model.hidden(ids, (1, ids.len()), &mut Pass { cache: Some(cache), adapter, left_padding: None })?;
+        let hidden = model.hidden(ids, (1, ids.len()), &mut Pass { cache: Some(cache), adapter, ..Pass::default() })?;
         logits.map_or(Ok(()), |logits| read_logits(model, &hidden, logits))
     })
 }

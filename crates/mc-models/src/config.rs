@@ -1,12 +1,16 @@
 //! `config.json`, in the style of transformers 5 and of the versions before it, checked before anything is allocated.
 
 use crate::{Error, Result, RopeConfig, RopeScaling, llama, mistral, qwen2, qwen3};
+use mc_backend::ops::Gelu;
 use mc_checkpoint::ModelDir;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// The architectures there is a file for, by their `model_type`.
 pub const SUPPORTED: [&str; 4] = ["qwen2", "llama", "mistral", "qwen3"];
+
+/// The architectures of encoders there is a file for, by their `model_type`.
+pub const ENCODERS: [&str; 7] = ["bert", "mpnet", "xlm-roberta", "roberta", "camembert", "distilbert", "modernbert"];
 
 /// Sizes and settings of a decoder; field names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,7 +100,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn new(file: &'a str, json: &'a Value) -> Result<Self> {
+    pub(crate) fn new(file: &'a str, json: &'a Value) -> Result<Self> {
         match json {
             Value::Object(map) => Ok(Self { file, map }),
             _ => Err(Error::Config {
@@ -115,7 +119,7 @@ impl<'a> Fields<'a> {
         self.map.get(field).filter(|v| !v.is_null())
     }
 
-    fn text(&self, field: &str) -> Result<String> {
+    pub(crate) fn text(&self, field: &str) -> Result<String> {
         match self.get(field) {
             Some(Value::String(s)) => Ok(s.clone()),
             Some(v) => Err(self.error(field, format!("is {v}, expected a string"))),
@@ -138,7 +142,7 @@ impl<'a> Fields<'a> {
         number.map(Some).ok_or_else(|| self.error(field, problem()))
     }
 
-    fn required_size(&self, field: &str, range: RangeInclusive<usize>) -> Result<usize> {
+    pub(crate) fn required_size(&self, field: &str, range: RangeInclusive<usize>) -> Result<usize> {
         self.size(field, range)?.ok_or_else(|| self.error(field, "is missing"))
     }
 
@@ -157,13 +161,74 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of so many, if the field is there.
+    pub(crate) fn list(&self, field: &str, length: usize) -> Result<Option<&'a [Value]>> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Value::Array(list)) if list.len() == length => Ok(Some(list)),
+            Some(v) => Err(self.error(field, format!("is {v}, expected a list of {length}"))),
+        }
+    }
+
+    /// Fails if the field is there and says something else.
+    pub(crate) fn expect_text(&self, field: &str, expected: &str) -> Result<()> {
+        match self.get(field) {
+            Some(found) if found.as_str() != Some(expected) => {
+                Err(self.error(field, format!("is {found}, expected \"{expected}\"")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many heads share the width of an encoder.
+    pub(crate) fn heads(&self, field: &str, hidden_size: usize) -> Result<usize> {
+        self.not_quantized()?;
+        let heads = self.required_size(field, 1..=1_024)?;
+        if !hidden_size.is_multiple_of(heads) {
+            return Err(self.error(field, format!("is {heads}, which does not divide a width of {hidden_size}")));
+        }
+        Ok(heads)
+    }
+
+    /// The activation of an encoder.
+    pub(crate) fn gelu(&self, field: &str) -> Result<Gelu> {
+        match self.get(field).map(|v| (v, v.as_str())) {
+            None | Some((_, Some("gelu"))) => Ok(Gelu::Exact),
+            Some((_, Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast"))) => Ok(Gelu::Tanh),
+            Some((found, _)) => {
+                Err(self.error(field, format!("is {found}, expected \"gelu\" or \"gelu_pytorch_tanh\"")))
+            }
+        }
+    }
+
+    /// The rotation of one kind of layers: in `rope_parameters` under its name, or `old` at the top.
+    pub(crate) fn rope_of(&self, kind: &str, old: &str, default: f64) -> Result<RopeConfig> {
+        const BASES: RangeInclusive<f64> = 1.0..=1e12;
+        let parameters = match self.object("rope_parameters")? {
+            Some(all) => all.object(kind)?,
+            None => None,
+        };
+        let theta = match &parameters {
+            Some(parameters) => parameters.number("rope_theta", BASES)?,
+            None => self.number(old, BASES)?,
+        };
+        let scaling = match (parameters, self.object("rope_scaling")?) {
+            (Some(fields), _) | (None, Some(fields)) => fields.rope_scaling()?,
+            (None, None) => RopeScaling::Default,
+        };
+        Ok(RopeConfig { theta: theta.unwrap_or(default), scaling })
+    }
+
+    fn not_quantized(&self) -> Result<()> {
+        let Some(quantization) = self.get("quantization_config") else { return Ok(()) };
+        // Read as they stand, such weights are wrong numbers: their scales lie in other tensors.
+        let method = quantization.get("quant_method").unwrap_or(quantization);
+        Err(self.error("quantization_config", format!("is {method}: quantized weights are not supported")))
+    }
+
     /// What all decoders have in common. The limits are generous, and keep a damaged file from asking for all memory.
     fn decoder(&self, model_type: String, defaults: &Defaults) -> Result<ModelConfig> {
-        if let Some(quantization) = self.get("quantization_config") {
-            // Read as they stand, such weights are wrong numbers: their scales lie in other tensors.
-            let method = quantization.get("quant_method").unwrap_or(quantization);
-            return Err(self.error("quantization_config", format!("is {method}: quantized weights are not supported")));
-        }
+        self.not_quantized()?;
         let hidden_size = self.required_size("hidden_size", 1..=131_072)?;
         let num_hidden_layers = self.required_size("num_hidden_layers", 1..=1_024)?;
         let num_attention_heads = self.required_size("num_attention_heads", 1..=1_024)?;

@@ -1,8 +1,8 @@
 //! A stack of blocks between an embedding and a head: every supported architecture is one of these.
 
-use crate::{CausalLM, ModelConfig, Pass, Projection, Result, layers::Block, model::Site};
+use crate::{CausalLM, ModelConfig, Pass, Projection, Result, layers::Block, loading::Loading, model::Site};
 use candle_core::{DType, Device, Tensor};
-use mc_backend::{Arithmetic, DeviceExt, Weight, ops};
+use mc_backend::{Weight, ops};
 use mc_checkpoint::WeightSource;
 use std::sync::Arc;
 
@@ -33,10 +33,8 @@ impl Decoder {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: Option<DType>) -> Result<Self> {
-        let activations = if device.is_cpu() { DType::F32 } else { dtype.unwrap_or_else(|| device.default_dtype()) };
-        let weights = if device.is_cpu() { dtype.filter(|d| *d != DType::F32) } else { Some(activations) };
-        let arithmetic = if dtype == Some(DType::F32) { Arithmetic::F32 } else { Arithmetic::BF16 };
-        let mut loading = Loading { source, device, activations, weights, arithmetic, sites: 0 };
+        let mut loading = Loading::new(source, device, dtype);
+        let activations = loading.activations;
         let c = &config;
         let (hidden, head_dim) = (c.hidden_size, c.head_dim);
         let (q_width, kv_width) = (c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim);
@@ -88,41 +86,6 @@ impl Decoder {
         self.lm_head = self.lm_head.map(|head| head.plain(dtype)).transpose()?;
         self.blocks.iter_mut().try_for_each(|block| block.make_plain(dtype))?;
         Ok(self)
-    }
-}
-
-struct Loading<'a> {
-    source: &'a dyn WeightSource,
-    device: &'a Device,
-    activations: DType,
-    weights: Option<DType>,
-    /// What products with `bf16` matrices round their inputs to.
-    arithmetic: Arithmetic,
-    /// How many projections were loaded: the index of the next site.
-    sites: usize,
-}
-
-impl Loading<'_> {
-    fn weight(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
-        let weight = self.source.weight(name, shape, self.device, self.weights)?;
-        Ok(if weight.dtype() == DType::BF16 { weight.with_arithmetic(self.arithmetic) } else { weight })
-    }
-
-    fn bias(&self, name: &str, width: usize) -> Result<Tensor> {
-        Ok(self.source.tensor(name, &[width], self.device, self.activations)?)
-    }
-
-    /// In `f32`, in which norms are computed.
-    fn norm(&self, name: &str, width: usize) -> Result<Tensor> {
-        Ok(self.source.tensor(name, &[width], self.device, DType::F32)?)
-    }
-
-    fn projection(&mut self, path: String, (out, inner): (usize, usize), bias: bool) -> Result<Projection> {
-        let weight = self.weight(&format!("{path}.weight"), (out, inner))?;
-        let bias = bias.then(|| self.bias(&format!("{path}.bias"), out)).transpose()?;
-        let site = Site { index: self.sites, path, in_features: inner, out_features: out };
-        self.sites += 1;
-        Ok(Projection { site, weight, bias })
     }
 }
 

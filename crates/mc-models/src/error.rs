@@ -21,6 +21,18 @@ pub enum Error {
         /// The architecture asked for.
         found: String,
     },
+    /// An architecture that cannot be used as an encoder.
+    #[error(
+        "{file}: `model_type` is `{found}`, supported are {}, {}",
+        crate::ENCODERS.join(", "),
+        crate::SUPPORTED.join(", ")
+    )]
+    Encoder {
+        /// The file as a user would name it.
+        file: String,
+        /// The architecture asked for.
+        found: String,
+    },
     /// The name of a model means neither a directory nor a repository.
     #[error("model `{0}` is neither a directory nor a hub id like `owner/name`")]
     Name(String),
@@ -39,7 +51,9 @@ impl Error {
     /// What a user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Architecture { .. } => Some("convert the model, or choose one of a supported architecture".into()),
+            Self::Architecture { .. } | Self::Encoder { .. } => {
+                Some("convert the model, or choose one of a supported architecture".into())
+            }
             Self::Config { .. } => {
                 Some("if the file is complete and unedited, this version does not support the model".into())
             }

@@ -47,7 +47,11 @@ impl Block {
     fn attention(&self, config: &ModelConfig, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let (b, t, _) = x.dims3()?;
         let before = pass.cache.as_ref().map_or(0, |c| c.layer_len(self.index));
-        let positions = positions(before, (b, t), pass.left_padding);
+        let positions = match pass.segments {
+            Some(segments) => segments.iter().flat_map(|s| 0..s.len() as u32).collect(),
+            None => positions(before, (b, t), pass.left_padding),
+        };
+        let segments = pass.segments.map(Arc::from);
         let valid: Option<Arc<[Range<usize>]>> =
             pass.left_padding.map(|left| left.iter().map(|pad| *pad.min(&(before + t))..before + t).collect());
 
@@ -70,7 +74,7 @@ impl Block {
                 head_dim: config.head_dim,
                 rope: &self.rope,
                 positions: &positions,
-                how: Attention { scale: None, causal: true, window: self.window, valid },
+                how: Attention { causal: true, window: self.window, valid, segments, ..Attention::default() },
                 project: additions.iter().any(|a| matches!(a, Addition::Other)).then_some(&project),
             };
             match &mut cache {

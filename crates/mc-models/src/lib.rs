@@ -12,22 +12,33 @@
 //! # Ok::<(), mc_models::Error>(())
 //! ```
 
+mod bert;
 mod cache;
+mod classifier;
 mod config;
 mod decoder;
+mod distilbert;
+mod encoder;
 mod error;
 mod layers;
 mod llama;
 mod loader;
+mod loading;
 mod mistral;
 mod model;
+mod modernbert;
+mod mpnet;
+mod post_norm;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod xlm_roberta;
 
 pub use cache::{KVCache, KVCacheConfig};
-pub use config::{ModelConfig, SUPPORTED};
+pub use classifier::Classifier;
+pub use config::{ENCODERS, ModelConfig, SUPPORTED};
 pub use decoder::Decoder;
+pub use encoder::{Encoder, TextEncoder, Texts};
 pub use error::{Error, Result};
 pub use loader::{ModelLoader, open_model};
 pub use model::{Adapter, Addition, CausalLM, Model, Pass, Projection, Site};

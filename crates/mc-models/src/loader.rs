@@ -1,8 +1,17 @@
 //! From a name to a model: a directory, a hub id, or files in memory.
 
-use crate::{Decoder, Error, Model, ModelConfig, Result};
+use crate::{
+    Classifier, Decoder, Error, Model, ModelConfig, Result, SUPPORTED, TextEncoder, bert,
+    config::Fields,
+    distilbert,
+    encoder::{Causal, Renamed},
+    modernbert::{self, ModernBert},
+    mpnet,
+    post_norm::{self, PostNorm},
+    xlm_roberta,
+};
 use candle_core::{DType, Device};
-use mc_checkpoint::{ModelDir, hub};
+use mc_checkpoint::{ModelDir, WeightSource, hub};
 use std::{path::Path, sync::Arc};
 
 /// Loads models.
@@ -65,6 +74,63 @@ impl ModelLoader {
             weights.read_ahead();
         }
         Ok(Arc::new(Decoder::load(config, &*weights, &self.device, self.dtype)?))
+    }
+
+    /// The encoder that a directory or a hub id names; a decoder too, whose hidden states know the tokens before them.
+    ///
+    /// # Errors
+    /// If there is no such model, or its files are not what they should be.
+    pub fn load_encoder(&self, name: impl AsRef<Path>) -> Result<TextEncoder> {
+        self.load_encoder_dir(&open_model(name, &mut |_| {})?)
+    }
+
+    /// The encoder of an opened directory; see [`ModelLoader::load_encoder`].
+    ///
+    /// # Errors
+    /// If the files are not what they should be.
+    pub fn load_encoder_dir(&self, dir: &ModelDir) -> Result<TextEncoder> {
+        self.encoder(dir, &*dir.weights()?)
+    }
+
+    /// The encoder of an opened directory with the head that scores whole texts: bert, xlm-roberta, roberta or camembert.
+    ///
+    /// # Errors
+    /// If the files are not what they should be, or the architecture is another one.
+    pub fn load_classifier_dir(&self, dir: &ModelDir) -> Result<Classifier> {
+        let weights = dir.weights()?;
+        let encoder = self.encoder(dir, &*weights)?;
+        if !matches!(encoder.model_type(), "bert" | "xlm-roberta" | "roberta" | "camembert") {
+            let problem = format!("is \"{}\", whose head is not supported", encoder.model_type());
+            return Err(Error::Config { file: dir.file_name("config.json"), field: "model_type".into(), problem });
+        }
+        Classifier::load(encoder, &*weights, &self.device, self.dtype)
+    }
+
+    fn encoder(&self, dir: &ModelDir, weights: &dyn WeightSource) -> Result<TextEncoder> {
+        let (file, json) = (dir.file_name("config.json"), dir.config_json()?);
+        let fields = Fields::new(&file, &json)?;
+        let found = fields.text("model_type")?;
+        let (configure, names): (fn(&Fields, String) -> Result<post_norm::Config>, _) = match found.as_str() {
+            "bert" => (bert::configure, bert::NAMES),
+            "mpnet" => (mpnet::configure, mpnet::NAMES),
+            "xlm-roberta" | "roberta" | "camembert" => (xlm_roberta::configure, xlm_roberta::NAMES),
+            "distilbert" => (distilbert::configure, distilbert::NAMES),
+            "modernbert" => {
+                let config = modernbert::configure(&fields)?;
+                return Ok(Arc::new(ModernBert::load(config, weights, &self.device, self.dtype)?));
+            }
+            decoder if SUPPORTED.contains(&decoder) => {
+                let weights = Renamed::headless(weights);
+                let mut config = ModelConfig::read(dir)?;
+                // Nobody asks for logits, and the head may be left out.
+                config.tie_word_embeddings = Some(true);
+                return Ok(Arc::new(Causal(Arc::new(Decoder::load(config, &weights, &self.device, self.dtype)?))));
+            }
+            _ => return Err(Error::Encoder { file, found }),
+        };
+        let config = configure(&fields, found)?;
+        tracing::debug!(?config, "loading {}", dir.name());
+        Ok(Arc::new(PostNorm::load(config, &names, weights, &self.device, self.dtype)?))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{KVCache, ModelConfig};
 use candle_core::{DType, Device, Result, Tensor};
 use mc_backend::{Weight, ops};
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 /// A loaded model: immutable, shared by everybody who uses it.
 pub type Model = Arc<dyn CausalLM>;
@@ -116,6 +116,9 @@ pub struct Pass<'a> {
     /// and positions count from the first token after them. Padding at the end of a row needs no word, since no
     /// token before it attends to it.
     pub left_padding: Option<&'a [usize]>,
+    /// Texts that lie one after the other in the one row and fill it: tokens attend to those of their own text alone, and
+    /// positions begin anew with each. Without padding, and with an empty cache if any.
+    pub segments: Option<&'a [Range<usize>]>,
 }
 
 /// A decoder-only language model: embed → blocks → norm → head, shown one by one so that a trainer can walk them.

@@ -28,4 +28,4 @@ pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
 pub use files::TokenizerFiles;
 pub use stop::{StopScan, StopStrings};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{CutSide, Encoded, Tokenizer};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::AddedToken;
+use tokenizers::utils::truncation::truncate_encodings;
+use tokenizers::{AddedToken, PostProcessor, TruncationDirection, TruncationParams};
 
 use crate::config::TokenizerConfig;
 use crate::error::one_line;
@@ -35,6 +36,27 @@ struct Shared {
     file: PathBuf,
     tokenizer: tokenizers::Tokenizer,
     named_tokens: BTreeMap<String, String>,
+}
+
+/// Where a text that is too long is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CutSide {
+    /// Its end goes.
+    #[default]
+    End,
+    /// Its start goes.
+    Start,
+}
+
+/// A text or a pair of them as a model reads it; see [`Tokenizer::encode_within`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// For each, of which part of a pair it is.
+    pub type_ids: Vec<u32>,
+    /// Whether the text was too long.
+    pub cut: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -80,6 +102,43 @@ impl Tokenizer {
         let encoding =
             self.shared.tokenizer.encode_fast(text, add_special_tokens).map_err(|e| self.cannot_encode(e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A text, or a pair of them, with the special tokens that the tokenizer puts around it and at most `limit` ids: what is
+    /// too much is cut off `text` and `pair`, of the longer one first, never off the special tokens.
+    pub fn encode_within(&self, text: &str, pair: Option<&str>, limit: usize, side: CutSide) -> Result<Encoded> {
+        let tokenizer = &self.shared.tokenizer;
+        let plain = |text: &str| tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(e));
+        let (mut first, mut second) = (plain(text)?, pair.map(plain).transpose()?);
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair.is_some()));
+        let room = limit.saturating_sub(special);
+        let cut = first.len() + second.as_ref().map_or(0, tokenizers::Encoding::len) > room;
+        if cut {
+            let direction = match side {
+                CutSide::End => TruncationDirection::Right,
+                CutSide::Start => TruncationDirection::Left,
+            };
+            let params = TruncationParams { max_length: room, direction, ..TruncationParams::default() };
+            (first, second) = truncate_encodings(first, second, &params).map_err(|e| self.cannot_encode(e))?;
+            // What was cut off would be given its special tokens too.
+            for part in std::iter::once(&mut first).chain(&mut second) {
+                part.take_overflowing();
+            }
+        }
+        let encoding = tokenizer.post_process(first, second, true).map_err(|e| self.cannot_encode(e))?;
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec(), cut })
+    }
+
+    /// The same tokenizer for texts in lower case, whatever it does to them besides.
+    pub fn lower_cased(&self) -> Result<Self> {
+        use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
+        let mut tokenizer = self.shared.tokenizer.clone();
+        let mut normalizers = vec![NormalizerWrapper::Lowercase(Lowercase)];
+        normalizers.extend(tokenizer.get_normalizer().cloned());
+        let Shared { file, named_tokens, .. } = &*self.shared;
+        let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
+        tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(malformed)?;
+        Ok(Self { shared: Arc::new(Shared { file: file.clone(), tokenizer, named_tokens: named_tokens.clone() }) })
     }
 
     /// The ids of `text`, without special tokens around it, and for each whether it stands for any of the bytes in

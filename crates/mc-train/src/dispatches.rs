@@ -82,7 +82,7 @@ fn decode(blocks: usize, adapted: bool) -> Result<usize> {
     let mut cache = KVCache::new(&model, KVCacheConfig::default())?;
     let mut run = |ids: &[u32]| {
         let adapter = frozen.as_ref().map(|frozen| frozen as &dyn Adapter);
-        let mut pass = Pass { cache: Some(&mut cache), adapter, left_padding: None };
+        let mut pass = Pass { cache: Some(&mut cache), adapter, ..Pass::default() };
         let hidden = model.hidden(ids, (1, ids.len()), &mut pass)?;
         // As the generator reads them.
         model.logits(&hidden.narrow(1, ids.len() - 1, 1)?)?.to_dtype(DType::F32)

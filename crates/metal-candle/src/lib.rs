@@ -1,4 +1,4 @@
-//! LoRA training and text generation for transformers in pure Rust on [Candle](candle_core): Apple Silicon first, every
+//! LoRA training, text generation and sentence embeddings for transformers in pure Rust on [Candle](candle_core): Apple Silicon first, every
 //! CPU, CUDA behind a feature.
 //!
 //! This crate has no logic of its own. It shows the crates of the workspace as modules, so that a program needs one
@@ -18,11 +18,20 @@
 //!
 //! # Features
 //! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS for matrix products that Candle computes.
+//! - `embeddings` (default): sentence embeddings and reranking.
 //! - `hub`: models by their id on the Hugging Face hub.
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+#[cfg(all(doctest, feature = "embeddings"))]
+#[doc = include_str!("../../../docs/embeddings.md")]
+struct EmbeddingsPage;
+
+#[cfg(all(doctest, feature = "embeddings"))]
+#[doc = include_str!("../../../docs/embeddings.md")]
+struct Embeddings;
 
 pub use candle_core;
 
@@ -30,6 +39,9 @@ pub use candle_core;
 pub use mc_backend as backend;
 /// Files: safetensors, adapters, training state, model directories, hub.
 pub use mc_checkpoint as checkpoint;
+/// Sentence embeddings, reranking, search.
+#[cfg(feature = "embeddings")]
+pub use mc_embed as embeddings;
 /// Text generation.
 pub use mc_infer as inference;
 /// LoRA and DoRA adapters.
@@ -45,6 +57,8 @@ pub use mc_train as training;
 pub mod prelude {
     pub use candle_core::{DType, Device, Tensor};
     pub use mc_backend::{DeviceExt, TensorExt};
+    #[cfg(feature = "embeddings")]
+    pub use mc_embed::{CrossEncoder, EmbeddingModel, EmbeddingModelType};
     pub use mc_infer::{Generator, GeneratorConfig};
     pub use mc_lora::{LoRAAdapter, LoRAAdapterConfig, TargetModule, load_checkpoint, save_checkpoint};
     pub use mc_models::{CausalLM, Model, ModelLoader};

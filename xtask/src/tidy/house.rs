@@ -17,7 +17,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mc-lora", &["mc-backend", "mc-checkpoint", "mc-models"]),
     ("mc-train", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora"]),
     ("mc-infer", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora"]),
-    ("metal-candle", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora", "mc-train", "mc-infer"]),
+    ("mc-embed", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models"]),
+    (
+        "metal-candle",
+        &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora", "mc-train", "mc-infer", "mc-embed"],
+    ),
     ("mc-cli", &["metal-candle"]),
     ("mc-testkit", &[]),
 ];

@@ -9,6 +9,7 @@ use super::rust::{Rust, close};
 const UNSAFE_FILES: &[&str] = &[
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/mod.rs",
+    "crates/mc-backend/src/kernels/search.rs",
     "crates/mc-backend/src/kernels/tile.rs",
     "crates/mc-backend/src/pool.rs",
     "crates/mc-checkpoint/src/safetensors.rs",

@@ -10,10 +10,10 @@ use super::{
     simd::{self, axpy, dot, exp, simd},
     tile::{Arithmetic, LANES, Start},
 };
-use crate::weight::Elements;
+use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
 use rayon::prelude::*;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// Queries in a tile: scores of 48 × 4,096 keys are 786 KB.
 const TILE: usize = 48;
@@ -31,17 +31,41 @@ pub(crate) struct Shape {
     pub(crate) causal: bool,
     pub(crate) window: Option<usize>,
     /// Per row of the batch, the keys that are not padding.
-    pub(crate) valid: Option<std::sync::Arc<[Range<usize>]>>,
+    pub(crate) valid: Option<Arc<[Range<usize>]>>,
+    /// Texts that fill the one row.
+    pub(crate) segments: Option<Arc<[Range<usize>]>>,
+    pub(crate) bias: Option<Arc<RelativeBias>>,
 }
 
 impl Shape {
     /// The keys that query `i` of row `b` sees. Queries are the last ones: query `i` stands at `keys − queries + i`.
     pub(crate) fn visible(&self, b: usize, i: usize) -> Range<usize> {
-        let valid = self.valid.as_ref().map_or(0..self.keys, |v| v[b].clone());
-        let position = i + self.keys - self.queries;
-        let end = if self.causal { valid.end.min(position + 1) } else { valid.end };
-        let start = self.window.map_or(valid.start, |w| valid.start.max((position + 1).saturating_sub(w)));
+        let position = self.position(i);
+        let Range { mut start, mut end } = match (&self.segments, &self.valid) {
+            (Some(segments), _) => segments[segments.partition_point(|s| s.end <= position)].clone(),
+            (None, Some(valid)) => valid[b].clone(),
+            (None, None) => 0..self.keys,
+        };
+        if self.causal {
+            end = end.min(position + 1);
+        }
+        if let Some(window) = self.window {
+            start = start.max((position + 1).saturating_sub(window));
+            end = end.min(position + window);
+        }
         start.min(end)..end
+    }
+
+    /// The key at which query `i` stands.
+    pub(crate) fn position(&self, i: usize) -> usize {
+        i + self.keys - self.queries
+    }
+
+    /// Adds what is added to the scores of query `i` of head `h` against the keys from `first` on, which are not scaled yet.
+    fn add_bias(&self, scores: &mut [f32], (i, h): (usize, usize), first: usize) {
+        if let Some(bias) = &self.bias {
+            bias.add_to(scores, h, first as isize - self.position(i) as isize, 1.0 / self.scale);
+        }
     }
 
     /// The keys that any query of a tile sees.
@@ -65,6 +89,24 @@ impl Shape {
     fn tile(&self) -> usize {
         let units = |tile: usize| self.batch * self.queries.div_ceil(tile);
         [TILE, 24, 12].into_iter().find(|t| units(*t) >= 4 * rayon::current_num_threads()).unwrap_or(12)
+    }
+
+    /// The tiles of one row of the batch that run side by side: of texts in one row none has a part of two, but several
+    /// that are short together.
+    fn tiles_at_once(&self) -> Vec<Range<usize>> {
+        let tile = self.tile();
+        let Some(segments) = &self.segments else { return self.tiles(tile).collect() };
+        let mut tiles: Vec<Range<usize>> = vec![];
+        // Whether the last tile has whole texts.
+        let mut whole = false;
+        for segment in segments.iter() {
+            match tiles.last_mut() {
+                Some(last) if whole && last.len() + segment.len() <= tile => last.end = segment.end,
+                _ => tiles.extend(segment.clone().step_by(tile).map(|from| from..(from + tile).min(segment.end))),
+            }
+            whole = segment.len() <= tile;
+        }
+        tiles
     }
 
     fn tiles(&self, tile: usize) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
@@ -183,16 +225,18 @@ pub(crate) fn over_tiles(
     sums: &mut [f32],
     f: impl Fn(usize, Range<usize>, &mut [f32], &mut [u32], &mut [f32]) + Sync,
 ) {
-    let (tile, t) = (s.tile(), s.queries);
+    let (tiles, t) = (s.tiles_at_once(), s.queries);
     let rows = y.par_chunks_mut((t * width).max(1)).zip(units.par_chunks_mut((t * stride).max(1)));
     let rows = rows.zip(sums.par_chunks_mut((t * s.heads).max(1)));
-    rows.enumerate().for_each(|(b, ((y, units), sums))| {
-        let tiles = y.par_chunks_mut(tile * width).zip(units.par_chunks_mut(tile * stride));
-        tiles.zip(sums.par_chunks_mut(tile * s.heads)).enumerate().for_each(|(i, ((y, units), sums))| {
-            let queries = i * tile..((i + 1) * tile).min(t);
-            let units_end = units.len().min(queries.len() * stride);
-            f(b, queries, y, &mut units[..units_end], sums);
-        });
+    rows.enumerate().for_each(|(b, ((mut y, mut units), mut sums))| {
+        let mut parts = Vec::with_capacity(tiles.len());
+        for tile in &tiles {
+            let n = tile.len();
+            let y = y.split_off_mut(..n * width).unwrap_or_default();
+            let units = units.split_off_mut(..n * stride).unwrap_or_default();
+            parts.push((tile.clone(), y, units, sums.split_off_mut(..n * s.heads).unwrap_or_default()));
+        }
+        parts.into_par_iter().for_each(|(tile, y, units, sums)| f(b, tile, y, units, sums));
     });
 }
 
@@ -220,6 +264,7 @@ pub(crate) fn forward(
         head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut scores, n));
         for (i, row) in tile.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
+            s.add_bias(x, (row, h), keys.start);
             (sums[i * s.heads + h], inverse[i]) = exponents(x, &s.visible(b, row), keys.start, s.scale);
             round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
         }
@@ -277,6 +322,7 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
                 for (score, j) in scores.iter_mut().zip(keys.clone()) {
                     *score = dot(k.row(b, j, h / group, d), query);
                 }
+                s.add_bias(&mut scores, (i, h), keys.start);
                 simd::softmax(&mut scores, s.scale);
                 out.fill(0.0);
                 for (p, j) in scores.iter().zip(keys) {
@@ -300,6 +346,7 @@ pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
         let keys = s.visible(b, i);
         let mut scores: Vec<f32> =
             keys.clone().map(|j| dot(k.row(b, j, h / group, s.dim), q.row(b, i, h, s.dim))).collect();
+        s.add_bias(&mut scores, (i, h), keys.start);
         exponents(&mut scores, &keys, keys.start, s.scale).0
     };
     (0..s.batch * s.queries * s.heads).map(sum).collect()
@@ -392,6 +439,7 @@ fn backward(
         let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
         for (i, row) in tile.clone().enumerate() {
             let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
+            s.add_bias(p, (row, h), keys.start);
             let sum = sums[(b * s.queries + row) * s.heads + h];
             score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
             round(arithmetic, ds, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);

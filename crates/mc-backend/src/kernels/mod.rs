@@ -9,6 +9,7 @@ pub(crate) mod few;
 pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod scratch;
+pub mod search;
 pub(crate) mod simd;
 pub(crate) mod tile;
 

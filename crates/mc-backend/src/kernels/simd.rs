@@ -92,8 +92,9 @@ pub(crate) fn widen<T: Element>(from: &[T], to: &mut [f32]) {
     }
 }
 
+/// The sum of all lanes, by halves.
 #[inline(always)]
-fn total(sums: [f32; LANES]) -> f32 {
+pub(crate) fn total(sums: [f32; LANES]) -> f32 {
     let mut sums = sums;
     let mut width = LANES / 2;
     while width > 0 {

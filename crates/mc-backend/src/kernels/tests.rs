@@ -374,7 +374,7 @@ fn shape((batch, queries, past, kv_heads, group, dim): Sizes, causal: bool, wind
     };
     let valid = seed.is_multiple_of(2).then(|| (0..batch).map(range).collect());
     let (heads, scale, window) = (kv_heads * group, 1.0 / (dim as f32).sqrt(), window.filter(|_| causal));
-    Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid }
+    Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid, segments: None, bias: None }
 }
 
 /// Heads in the columns of a matrix.

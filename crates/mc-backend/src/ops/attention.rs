@@ -22,10 +22,57 @@ pub struct Attention {
     pub scale: Option<f64>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
-    /// How many keys a query sees at most, itself included (sliding window); at least 1, and only with `causal`.
+    /// A query sees keys less than so many positions away from it (sliding window); at least 1. With `causal` it sees so
+    /// many keys at most, itself included, and without it almost as many again after it.
     pub window: Option<usize>,
     /// Per row of the batch, the positions that are not padding; `None` is all of them.
     pub valid: Option<Arc<[Range<usize>]>>,
+    /// Texts that lie one after the other in the one row of the batch and fill it: a query sees keys of its own alone.
+    /// None is empty, there are as many keys as queries, and no padding.
+    pub segments: Option<Arc<[Range<usize>]>>,
+    /// What is added to the scaled scores, frozen.
+    pub bias: Option<Arc<RelativeBias>>,
+}
+
+/// Numbers added to scores by how far the key is behind or ahead of the query, one list per head (Raffel et al.,
+/// "Exploring the Limits of Transfer Learning", 2020, section 2.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RelativeBias {
+    heads: usize,
+    /// Farther away the number is that of this distance.
+    span: usize,
+    /// `(heads, 2·span + 1)`, from `span` before the query on.
+    values: Vec<f32>,
+}
+
+impl RelativeBias {
+    /// The bias of `heads` heads: `value(head, distance)` for distances of the key from the query of at most `span`,
+    /// negative where the key is before it. Farther keys have the number of `span`.
+    pub fn new(heads: usize, span: usize, value: impl Fn(usize, isize) -> f32) -> Arc<Self> {
+        let distances = || -(span as isize)..=span as isize;
+        let values =
+            (0..heads).flat_map(|head| distances().map(move |d| (head, d))).map(|(h, d)| value(h, d)).collect();
+        Arc::new(Self { heads, span, values })
+    }
+
+    /// Adds `factor` times the bias to a row of one head's scores; the first is of a key so far from the query.
+    pub(crate) fn add_to(&self, scores: &mut [f32], head: usize, first: isize, factor: f32) {
+        let (span, n) = (self.span as isize, scores.len() as isize);
+        let values = &self.values[head * (2 * self.span + 1)..(head + 1) * (2 * self.span + 1)];
+        let low = (-span - first).clamp(0, n);
+        let high = (span + 1 - first).clamp(low, n);
+        let (before, rest) = scores.split_at_mut(low as usize);
+        let (near, after) = rest.split_at_mut((high - low) as usize);
+        for x in before {
+            *x += factor * values[0];
+        }
+        for x in after {
+            *x += factor * values[2 * self.span];
+        }
+        if !near.is_empty() {
+            near.iter_mut().zip(&values[(first + low + span) as usize..]).for_each(|(x, v)| *x += factor * v);
+        }
+    }
 }
 
 /// `softmax(q·kᵀ·scale)·v`: q `(b, tq, heads, d)`, k and v `(b, tk, kv_heads, d)` → `(b, tq, heads, d)`.
@@ -93,15 +140,15 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<T
         let (keys, values) = (by_head(k)?, by_head(v)?);
         let mut dq = vec![];
         let (mut dk, mut dv) = (Sum::default(), Sum::default());
-        // The last tile sees the most keys, each before it at most as many.
+        // The last tile sees the last keys, each before it none after those.
         for tile in tiles(&shape).collect::<Vec<_>>().into_iter().rev() {
             let (rows, g, keys) = (tile.split(&shape, q)?, tile.split(&shape, g)?, tile.seen(&keys)?);
             let p = tile.probabilities(&shape, &rows, &keys)?;
-            dv.add(p.to_dtype(g.dtype())?.t()?.matmul(&g)?)?;
+            dv.add(tile.to_its_last_key(p.to_dtype(g.dtype())?.t()?.matmul(&g)?)?)?;
             let dp = g.matmul(&tile.seen(&values)?.t()?)?.to_dtype(p.dtype())?;
             let sum = (&p * &dp)?.sum_keepdim(D::Minus1)?;
             let ds = ((p * dp.broadcast_sub(&sum)?)? * f64::from(shape.scale))?.to_dtype(q.dtype())?;
-            dk.add(ds.t()?.matmul(&rows)?)?;
+            dk.add(tile.to_its_last_key(ds.t()?.matmul(&rows)?)?)?;
             dq.push(merge(&shape, &ds.matmul(&keys)?)?);
         }
         dq.reverse();
@@ -109,19 +156,24 @@ pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<T
     })
 }
 
-/// Queries that are scored at once, and how many keys from the first on they are scored against.
-#[derive(Clone, Copy)]
+/// Queries that are scored at once, and the keys that they are scored against.
+#[derive(Clone)]
 struct Tile {
     from: usize,
     queries: usize,
+    first_key: usize,
     keys: usize,
 }
 
-fn tiles(s: &kernel::Shape) -> impl Iterator<Item = Tile> + use<> {
-    let (queries, past, causal) = (s.queries, s.keys - s.queries, s.causal);
-    (0..queries).step_by(TILE).map(move |from| {
-        let to = (from + TILE).min(queries);
-        Tile { from, queries: to - from, keys: past + if causal { to } else { queries } }
+fn tiles(s: &kernel::Shape) -> impl Iterator<Item = Tile> + '_ {
+    (0..s.queries).step_by(TILE).map(move |from| {
+        let to = (from + TILE).min(s.queries);
+        let keys = match &s.segments {
+            // Every query sees itself, and both ends of what it sees go up with it.
+            Some(_) => s.visible(0, from).start..s.visible(0, to - 1).end,
+            None => 0..s.keys - s.queries + if s.causal { to } else { s.queries },
+        };
+        Tile { from, queries: to - from, first_key: keys.start, keys: keys.len() }
     })
 }
 
@@ -134,7 +186,12 @@ impl Tile {
 
     /// Its part of keys or values `(b, kv_heads, tk, d)`.
     fn seen(&self, x: &Tensor) -> Result<Tensor> {
-        x.narrow(2, 0, self.keys)
+        x.narrow(2, self.first_key, self.keys)
+    }
+
+    /// Gradients of its keys or values `(b, kv_heads, keys, d)` as those of all keys up to its last.
+    fn to_its_last_key(&self, x: Tensor) -> Result<Tensor> {
+        if self.first_key == 0 { Ok(x) } else { x.pad_with_zeros(2, self.first_key, 0) }
     }
 
     /// Probabilities `(b, kv_heads, group·queries, keys)` in at least `f32`.
@@ -142,8 +199,16 @@ impl Tile {
         let scores = rows.matmul(&keys.t()?)?;
         let wide = if scores.dtype().size_in_bytes() < 4 { scores.to_dtype(DType::F32)? } else { scores };
         let scores = (wide * f64::from(s.scale))?;
+        let by_query = (s.batch, s.heads, self.queries, self.keys);
+        let scores = match &s.bias {
+            Some(bias) => {
+                let bias = self.bias(s, bias, scores.device())?.to_dtype(scores.dtype())?;
+                scores.reshape(by_query)?.broadcast_add(&bias)?.reshape(scores.shape())?
+            }
+            None => scores,
+        };
         let Some(mask) = self.mask(s, scores.device())? else { return candle_nn::ops::softmax_last_dim(&scores) };
-        let (by_query, mask) = ((s.batch, s.heads, self.queries, self.keys), mask.to_dtype(scores.dtype())?);
+        let mask = mask.to_dtype(scores.dtype())?;
         let p = candle_nn::ops::softmax_last_dim(&scores.reshape(by_query)?.broadcast_add(&mask)?)?;
         // Only padding leaves a query without a key; all of its scores were equal.
         let p = if s.valid.is_some() { p.broadcast_mul(&mask.max_keepdim(D::Minus1)?.exp()?)? } else { p };
@@ -155,15 +220,26 @@ impl Tile {
     fn mask(&self, s: &kernel::Shape, device: &Device) -> Result<Option<Tensor>> {
         let batches = if s.valid.is_some() { s.batch } else { 1 };
         let rows = || (0..batches).flat_map(|b| (self.from..self.from + self.queries).map(move |i| s.visible(b, i)));
-        if rows().all(|visible| visible == (0..self.keys)) {
+        let keys = self.first_key..self.first_key + self.keys;
+        if rows().all(|visible| visible == keys) {
             return Ok(None);
         }
-        if s.valid.is_none() {
+        if s.causal && s.valid.is_none() && s.segments.is_none() {
             return causal_mask((self.queries, self.keys), s.window, device).map(Some);
         }
-        let row = |visible: Range<usize>| (0..self.keys).map(move |j| if visible.contains(&j) { 0f32 } else { -1e30 });
+        let row = |visible: Range<usize>| keys.clone().map(move |j| if visible.contains(&j) { 0f32 } else { -1e30 });
         let mask = Tensor::from_iter(rows().flat_map(row), device)?;
         mask.reshape((batches, 1, self.queries, self.keys)).map(Some)
+    }
+
+    /// The relative bias of its scores, `(heads, queries, keys)`.
+    fn bias(&self, s: &kernel::Shape, bias: &RelativeBias, device: &Device) -> Result<Tensor> {
+        let mut values = vec![0f32; s.heads * self.queries * self.keys];
+        for (row, values) in values.chunks_exact_mut(self.keys.max(1)).enumerate() {
+            let (head, query) = (row / self.queries, self.from + row % self.queries);
+            bias.add_to(values, head, self.first_key as isize - s.position(query) as isize, 1.0);
+        }
+        Tensor::from_vec(values, (s.heads, self.queries, self.keys), device)
     }
 }
 
@@ -258,15 +334,27 @@ pub(super) fn shape(
     {
         bail!("attention to {valid:?} in {batch} rows of {keys} keys")
     }
-    if dim == 0 || heads == 0 || how.window == Some(0) || how.window.is_some() && !how.causal {
-        bail!("attention of {heads} heads of width {dim} with {how:?}: a window is of at least one key, and causal")
+    if dim == 0 || heads == 0 || how.window == Some(0) {
+        bail!("attention of {heads} heads of width {dim} with {how:?}: a window is of at least one key")
+    }
+    if let Some(segments) = &how.segments {
+        let ends = std::iter::once(0).chain(segments.iter().map(|s| s.end));
+        let in_turn = ends.zip(segments.iter()).all(|(end, s)| s.start == end && s.start < s.end);
+        let fill = segments.last().map_or(0, |s| s.end) == queries;
+        if batch != 1 || keys != queries || how.valid.is_some() || !in_turn || !fill {
+            bail!("attention within {segments:?} of {batch} rows of {queries} queries and {keys} keys")
+        }
+    }
+    if let Some(bias) = how.bias.as_ref().filter(|b| b.heads != heads) {
+        bail!("a bias of {} heads for attention of {heads}", bias.heads)
     }
     let scale = how.scale.unwrap_or(1.0 / (dim as f64).sqrt()) as f32;
     if !(scale.is_finite() && scale > 0.0) {
         bail!("attention scores are scaled by {scale}, expected a finite number above 0")
     }
-    let (causal, window, valid) = (how.causal, how.window, how.valid.clone());
-    Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid })
+    let (causal, window) = (how.causal, how.window);
+    let (valid, segments, bias) = (how.valid.clone(), how.segments.clone(), how.bias.clone());
+    Ok(kernel::Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid, segments, bias })
 }
 
 #[cfg(test)]
@@ -291,6 +379,16 @@ mod tests {
         ] {
             gradcheck("attention", &inputs, |x| attention(&x[0], &x[1], &x[2], &how));
         }
+        let inputs = [1, 2, 3].map(|seed| random(seed, (1, 7, 2, 2), DType::F64));
+        let segments: Option<Arc<[Range<usize>]>> = Some([0..3, 3..4, 4..7].into());
+        let bias = Some(RelativeBias::new(2, 1, |head, distance| 0.3 * distance as f32 - head as f32));
+        for how in [
+            Attention { window: Some(2), bias: bias.clone(), ..Attention::default() },
+            Attention { segments: segments.clone(), bias, ..Attention::default() },
+            Attention { segments, causal: true, ..Attention::default() },
+        ] {
+            gradcheck("attention", &inputs, |x| attention(&x[0], &x[1], &x[2], &how));
+        }
     }
 
     #[test]
@@ -301,7 +399,10 @@ mod tests {
             refused(Attention { scale: Some(scale), ..Attention::default() });
         }
         refused(Attention { causal: true, window: Some(0), ..Attention::default() });
-        refused(Attention { window: Some(2), ..Attention::default() });
+        for segments in [&[0..2, 1..3][..], &[0..3, 3..3], &[0..3, 3..4], &[1..2, 2..3], &[0..1, 1..2], &[]] {
+            refused(Attention { segments: Some(segments.into()), ..Attention::default() });
+        }
+        refused(Attention { bias: Some(RelativeBias::new(2, 1, |_, _| 0.0)), ..Attention::default() });
         refused(Attention { valid: Some(std::iter::once(0..4).collect()), ..Attention::default() });
         refused(Attention { valid: Some([0..3, 0..3].into()), ..Attention::default() });
     }

@@ -1,7 +1,7 @@
 //! What both halves of a block share: their projections, what may compute those instead, and the ops that a half is made
 //! of where it is not fused.
 
-use super::{Attention, Linear, Rope, activation, attention, lora, norm, rope};
+use super::{Attention, Gelu, Linear, Rope, activation, attention, lora, norm, rope};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -23,6 +23,9 @@ pub(super) struct Ops {
     pub(super) rope: fn(&Tensor, &Rope, &Arc<[u32]>) -> Result<Tensor>,
     pub(super) attention: fn(&Tensor, &Tensor, &Tensor, &Attention) -> Result<Tensor>,
     pub(super) swiglu: fn(&Tensor, &Tensor) -> Result<Tensor>,
+    pub(super) layer_norm: fn(&Tensor, &Tensor, Option<&Tensor>, f64) -> Result<Tensor>,
+    pub(super) gelu: fn(&Tensor, Gelu) -> Result<Tensor>,
+    pub(super) geglu: fn(&Tensor, &Tensor) -> Result<Tensor>,
     project: fn(&Tensor, &Linear) -> Result<Tensor>,
 }
 
@@ -32,6 +35,9 @@ pub(super) const FINER: Ops = Ops {
     rope: rope::rope,
     attention: attention::attention,
     swiglu: activation::swiglu,
+    layer_norm: norm::layer_norm,
+    gelu: activation::gelu,
+    geglu: activation::geglu,
     project: lora::project,
 };
 
@@ -41,6 +47,9 @@ pub(super) const PLAIN: Ops = Ops {
     rope: rope::composed,
     attention: attention::composed,
     swiglu: activation::swiglu_composed,
+    layer_norm: norm::layer_norm_composed,
+    gelu: activation::gelu_composed,
+    geglu: activation::geglu_composed,
     project: lora::project_composed,
 };
 

@@ -10,6 +10,7 @@ use crate::{
     kernels::{
         self, few,
         operand::{Matrix, Panels, Part, Rows, round},
+        scratch::Scratch,
         simd::simd,
         tile::{Arithmetic, LANES, ROWS, Start},
     },
@@ -320,6 +321,29 @@ impl Stage {
     pub(super) fn run(&self, rows: usize, units: (&mut [u32], usize), start: Start, out: (&mut [f32], usize)) {
         self.low(rows, None, (&mut *units.0, units.1));
         self.whole.multiply(rows, (units.0, units.1), start, out);
+    }
+
+    /// As [`Stage::run`] without low-rank parts, for a few rows: each thread reads some columns of the matrices.
+    pub(super) fn run_wide(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
+        let ((y, stride), cols) = (out, self.whole.cols);
+        let part = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
+        let parts: Vec<_> = (0..cols).step_by(part).map(|from| from..(from + part).min(cols)).collect();
+        let one = |cols: &Range<usize>| {
+            let start = match start {
+                Start::Row(row) => Start::Row(&row[cols.clone()]),
+                Start::Matrix(m, stride) => Start::Matrix(&m[cols.start..], stride),
+                other => other,
+            };
+            let mut c = Scratch::new(rows * cols.len());
+            self.whole.multiply_cols(rows, units, cols.clone(), start, (c.f32(), cols.len()));
+            c
+        };
+        let results: Vec<Scratch> = parts.par_iter().map(one).collect();
+        for (cols, mut c) in parts.into_iter().zip(results) {
+            for (y, c) in y.chunks_mut(stride).zip(c.f32().chunks_exact(cols.len())) {
+                y[cols.clone()].copy_from_slice(c);
+            }
+        }
     }
 
     /// Some columns of the product, after [`Stage::low`] filled the low-rank parts of its rows.

@@ -6,7 +6,8 @@ use candle_core::{DType, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::{
     collections::BTreeMap,
-    io::{self, Write},
+    fs::File,
+    io::{self, BufWriter, Write},
     path::Path,
 };
 
@@ -22,19 +23,34 @@ pub fn save_safetensors<'a>(
     tensors: &BTreeMap<String, Tensor>,
     metadata: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<()> {
+    let infos = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.dims().to_vec())).collect();
+    stream_safetensors(path, infos, metadata, |name, out| {
+        write_tensor(out, &tensors[name]).map_err(io::Error::other)?
+    })
+}
+
+/// As [`save_safetensors`], for tensors that are nowhere in memory as a whole: `write` is called once for each of
+/// `tensors`, in the order in which they lie in the file, and writes its elements, little-endian and row-major.
+///
+/// # Errors
+/// If a dtype cannot be written, the file cannot be, or `write` fails.
+pub fn stream_safetensors<'a>(
+    path: impl AsRef<Path>,
+    mut tensors: Vec<(&str, DType, Vec<usize>)>,
+    metadata: impl IntoIterator<Item = (&'a str, &'a str)>,
+    mut write: impl FnMut(&str, &mut BufWriter<&File>) -> io::Result<()>,
+) -> Result<()> {
     let path = path.as_ref();
     let file = path.display().to_string();
-    let mut tensors: Vec<_> = tensors.iter().collect();
     // A stable sort: of one size, the order stays that of the names.
-    tensors.sort_by_key(|(_, t)| std::cmp::Reverse(t.dtype().size_in_bytes()));
+    tensors.sort_by_key(|(_, dtype, _)| std::cmp::Reverse(dtype.size_in_bytes()));
     let mut end = 0;
     let mut infos = Vec::with_capacity(tensors.len());
-    for (name, tensor) in &tensors {
+    for (name, dtype, shape) in &tensors {
         let start = end;
-        end += tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let info =
-            TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets: (start, end) };
-        infos.push(((*name).clone(), info));
+        end += shape.iter().product::<usize>() * dtype.size_in_bytes();
+        let info = TensorInfo { dtype: (*dtype).into(), shape: shape.clone(), data_offsets: (start, end) };
+        infos.push(((*name).to_string(), info));
     }
     let header = Metadata::new(None, infos).map_err(|e| Error::invalid(&file, e.to_string()))?;
     let mut header = serde_json::to_vec(&header).map_err(Error::json(&file))?;
@@ -49,7 +65,7 @@ pub fn save_safetensors<'a>(
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, tensor)| write_tensor(out, tensor).map_err(io::Error::other)?)
+        tensors.iter().try_for_each(|(name, ..)| write(name, out))
     })
 }
 

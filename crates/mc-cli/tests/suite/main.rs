@@ -3,9 +3,11 @@
 
 mod bad_input;
 mod bench;
+mod embed;
 mod finetune;
 #[cfg(unix)]
 mod interrupted;
 mod main_job;
 mod place;
 mod reading;
+mod search;

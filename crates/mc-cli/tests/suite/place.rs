@@ -26,11 +26,21 @@ pub(crate) const FINETUNE: &str =
 pub(crate) struct Place(TempDir);
 
 impl Place {
+    /// Nothing yet.
+    pub(crate) fn empty() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// One of the golden embedding models, by another name.
+    pub(crate) fn copy_encoder(&self, golden: &str, name: &str) {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mc-embed/tests/golden/models");
+        copy(&models.join(golden), &self.path(name));
+    }
+
     /// The files of the embedded model, and six records.
     pub(crate) fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model");
-        copy(&assets, &place.path("model"));
+        let place = Self::empty();
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model"), &place.path("model"));
         fs::write(place.path("data.jsonl"), DATA).unwrap();
         place
     }
@@ -49,6 +59,13 @@ impl Place {
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             fs::copy(trained.path("out").join(file), place.path("adapter").join(file)).unwrap();
         }
+        place
+    }
+
+    /// A directory with one of the golden embedding models, called `model`.
+    pub(crate) fn with_encoder(name: &str) -> Self {
+        let place = Self::empty();
+        place.copy_encoder(name, "model");
         place
     }
 
@@ -112,7 +129,12 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
     }
 }
 

@@ -94,7 +94,7 @@ fn models_and_adapters_are_inspected() {
 #[test]
 fn every_help_has_an_example() {
     let place = Place::new();
-    for command in ["finetune", "generate", "eval", "inspect", "bench"] {
+    for command in ["finetune", "generate", "eval", "embed", "index", "search", "inspect", "bench"] {
         let help = place.run(&format!("{command} --help")).ok().stdout;
         assert!(
             help.contains(&format!("Example:\n  metal-candle {command}"))

@@ -200,7 +200,7 @@ fn a_failed_pass_leaves_the_cache_as_it_was() -> Result<()> {
             }
             for group in 0..groups {
                 let fails = FailsAt(group.into());
-                let mut pass = Pass { cache: Some(&mut cache), adapter: Some(&fails), left_padding: None };
+                let mut pass = Pass { cache: Some(&mut cache), adapter: Some(&fails), ..Pass::default() };
                 let error = logits(&*model, &columns(&ids, t, before, t), 2, &mut pass).unwrap_err().to_string();
                 assert!(error.contains("a group fails"), "{}, group {group}: {error}", tiny.name);
                 assert_eq!(cache.len(), before, "{}, group {group}", tiny.name);

@@ -6,6 +6,7 @@ mod assistant_ranges;
 mod bad_input;
 mod detokenizer;
 mod golden;
+mod within;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,131 @@
+//! Frozen projections of one input that are kept as the kernels read them.
+//!
+//! An encoder reads short texts, each once, so packing its matrices for every call would cost more than the products. They
+//! are packed at their first use and stay so; the pages of the file that they came from are the system's to take back.
+//! A projection by itself has its gradient in [`super::linear`].
+
+use super::{
+    Linear,
+    group::{Group, Stage},
+};
+use crate::{
+    Weight,
+    kernels::{
+        operand::round_rows,
+        scratch::Scratch,
+        tile::{ROWS, Start},
+    },
+};
+use candle_core::{DType, Result, Tensor};
+use std::sync::OnceLock;
+
+/// Frozen projections that read the same input, each `x·Wᵀ + bias`.
+#[derive(Debug)]
+pub struct Projections {
+    members: Vec<(Weight, Option<Tensor>)>,
+    packed: OnceLock<Option<Packed>>,
+}
+
+/// Projections as the kernels read them.
+pub(super) struct Packed {
+    pub(super) group: Group,
+    stage: Stage,
+}
+
+impl Packed {
+    /// Whether so many rows are one block, in which the threads share the columns: then each matrix is read once.
+    pub(super) fn share_columns(rows: usize) -> bool {
+        rows <= 48
+    }
+
+    /// `y = start + x·Wᵀ` for rows of x, which become units, and `rows` of all the call has.
+    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
+        let (arithmetic, width) = (self.group.arithmetic, self.group.inner);
+        let n = x.len() / width.max(1);
+        let stride = arithmetic.units(width);
+        // Whole tiles are read.
+        let mut units = Scratch::new(n.next_multiple_of(ROWS) * stride);
+        round_rows(arithmetic, (x, width), (&mut units, stride));
+        self.run_units(n, rows, (&mut units, stride), start, y);
+    }
+
+    /// As [`Packed::run`] for `n` rows that are units already.
+    pub(super) fn run_units(
+        &self,
+        n: usize,
+        rows: usize,
+        (units, stride): (&mut [u32], usize),
+        start: Start,
+        y: (&mut [f32], usize),
+    ) {
+        if Self::share_columns(rows) {
+            self.stage.run_wide(n, (units, stride), start, y);
+        } else {
+            self.stage.run(n, (units, stride), start, y);
+        }
+    }
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packed").finish_non_exhaustive()
+    }
+}
+
+impl Projections {
+    /// Projections by these matrices `(out, in)` and biases `(out)`.
+    pub fn new(members: Vec<(Weight, Option<Tensor>)>) -> Self {
+        Self { members, packed: OnceLock::new() }
+    }
+
+    /// The same as another device would hold them: plain tensors of `dtype`.
+    ///
+    /// # Errors
+    /// If the device has no memory for them.
+    pub fn plain(&self, dtype: DType) -> Result<Self> {
+        let plain = |(weight, bias): &(Weight, Option<Tensor>)| {
+            Ok((weight.plain(dtype)?, bias.as_ref().map(|b| b.to_dtype(dtype)).transpose()?))
+        };
+        Ok(Self::new(self.members.iter().map(plain).collect::<Result<_>>()?))
+    }
+
+    /// Each projection's width of input and of output.
+    pub(super) fn widths(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.members.iter().map(|(weight, _)| (weight.cols(), weight.rows()))
+    }
+
+    pub(super) fn linears(&self) -> Vec<Linear<'_>> {
+        let linear = |(weight, bias)| Linear { weight, bias, lora: None };
+        self.members.iter().map(|(weight, bias)| linear((weight, bias.as_ref()))).collect()
+    }
+
+    /// As the kernels read them; `None` where they cannot.
+    pub(super) fn packed(&self) -> Result<Option<&Packed>> {
+        if self.packed.get().is_none() {
+            let linears = self.linears();
+            let group = Group::new(&linears.iter().collect::<Vec<_>>())?;
+            let packed = group.map(|group| group.forward().map(|stage| Packed { group, stage })).transpose()?;
+            // Of two threads that pack at the same time, one has worked in vain.
+            let _ = self.packed.set(packed);
+        }
+        Ok(self.packed.get().and_then(Option::as_ref))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops;
+    use mc_testkit::{gradcheck, random};
+
+    #[test]
+    fn gradient() -> Result<()> {
+        let members = vec![(Weight::from_tensor(&random(1, (5, 3), DType::F64))?, Some(random(2, 5, DType::F64)))];
+        let projections = Projections::new(members).plain(DType::F64)?;
+        assert_eq!(projections.widths().collect::<Vec<_>>(), [(3, 5)]);
+        assert!(projections.packed()?.is_none());
+        let linear = &projections.linears()[0];
+        gradcheck("projections", &[random(3, (2, 3), DType::F64)], |x| ops::linear(&x[0], linear.weight, linear.bias));
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! `metal-candle embed`: lines in, vectors out.
+
+use crate::{failure::wrong, global::Global, report, source};
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use metal_candle::{
+    checkpoint::{self, write_atomic},
+    embeddings::{EmbeddingModel, EncodeOptions, Prompt},
+};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+/// Turn each line of a text into a vector
+#[derive(clap::Args)]
+#[command(
+    after_help = "Every line of the input, an empty one too, is a line of the output: a JSON array of numbers. With --output \
+    it is a row of a .npy file.\n\n\
+    Examples:\n  metal-candle embed --model sentence-transformers/all-MiniLM-L6-v2 notes.txt\n  \
+    echo 'which metal is warm?' | metal-candle embed --model intfloat/e5-small-v2 --query\n  \
+    metal-candle embed --model models/minilm notes.txt --output notes.npy"
+)]
+pub(crate) struct Args {
+    /// Directory or hub id of the model: one of sentence-transformers, or a bare encoder
+    #[arg(long, value_name = "ID|DIR")]
+    model: String,
+    /// The lines; - reads them from stdin
+    #[arg(value_name = "FILE|-", default_value = "-")]
+    input: String,
+    /// Write a matrix of f32 in numpy's format instead of lines of JSON
+    #[arg(long, value_name = "FILE.npy")]
+    output: Option<PathBuf>,
+    /// The lines are queries: the model's prompt for those stands before each
+    #[arg(long, conflicts_with_all = ["document", "prompt"])]
+    query: bool,
+    /// The lines are documents or passages: the model's prompt for those stands before each
+    #[arg(long, conflicts_with = "prompt")]
+    document: bool,
+    /// The model's prompt of this name stands before each line
+    #[arg(long, value_name = "NAME")]
+    prompt: Option<String>,
+    /// Keep the first N dimensions
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
+    /// Tokens that are computed at once
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    batch_tokens: usize,
+}
+
+pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
+    let dir = source::open_dir(global, Some(&args.model))?;
+    let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
+    global.say(model.describe());
+    let mut lines = Lines::open(&args.input)?;
+    let bar = if global.bars() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template("{spinner} {human_pos} lines, {per_sec}")?);
+    let mut work = Work { model: &model, options: options(args), bar, tokens: 0, truncated: 0, lines: 0 };
+    match &args.output {
+        Some(path) => work.write_npy(&mut lines, path)?,
+        None => {
+            work.each(&mut lines, &mut |row| report::stream(&format!("{}\n", serde_json::to_string(row)?)))?;
+        }
+    }
+    work.bar.finish_and_clear();
+    let (counted, limit) = (report::counted, model.max_tokens());
+    global.say(format!("{}, {}", counted(work.lines, "line"), counted(work.tokens, "token")));
+    if work.truncated > 0 {
+        global.say(format!("{} cut at {limit} tokens", counted(work.truncated, "line")));
+    }
+    Ok(())
+}
+
+fn options(args: &Args) -> EncodeOptions<'_> {
+    let prompt = match (&args.prompt, args.query, args.document) {
+        (Some(name), ..) => Prompt::Named(name),
+        (None, true, _) => Prompt::Query,
+        (None, _, true) => Prompt::Document,
+        (None, false, false) => Prompt::Default,
+    };
+    EncodeOptions { prompt, dimensions: args.dimensions, batch_tokens: args.batch_tokens }
+}
+
+struct Work<'a> {
+    model: &'a EmbeddingModel,
+    options: EncodeOptions<'a>,
+    bar: ProgressBar,
+    lines: u64,
+    tokens: u64,
+    truncated: u64,
+}
+
+impl Work<'_> {
+    /// Hands over the vectors of all lines in order; ends early when `take` says that it has enough.
+    fn each(&mut self, lines: &mut Lines, take: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
+        /// Lines that are read before any is computed: enough to find some of similar length.
+        const AT_ONCE: usize = 4096;
+        let mut first = true;
+        loop {
+            let texts = lines.next(AT_ONCE)?;
+            if texts.is_empty() && !first {
+                return Ok(());
+            }
+            first = false;
+            let done = self.lines;
+            let bar = self.bar.clone();
+            let embedded = self.model.encode_with(&texts, &self.options, &mut |progress| {
+                bar.set_position(done + progress.texts as u64);
+            })?;
+            for row in embedded.vectors.to_vec2::<f32>()? {
+                self.lines += 1;
+                if row.iter().any(|x| !x.is_finite()) {
+                    anyhow::bail!("{}, line {}: the vector is not finite", lines.name, self.lines);
+                }
+                if !take(&row)? {
+                    return Ok(());
+                }
+            }
+            self.tokens += embedded.tokens as u64;
+            self.truncated += embedded.truncated as u64;
+        }
+    }
+
+    fn write_npy(&mut self, lines: &mut Lines, path: &Path) -> Result<()> {
+        let width = self.options.dimensions.unwrap_or(self.model.dimensions());
+        let mut failure = None;
+        let written = write_atomic(path, |file| {
+            // How many rows there are is known at the end.
+            file.write_all(&npy_header(0, width))?;
+            let result = self.each(lines, &mut |row| {
+                row.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()))?;
+                Ok(true)
+            });
+            if let Err(error) = result {
+                failure = Some(error);
+                return Err(io::Error::other("the vectors were not computed"));
+            }
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(&npy_header(self.lines, width))
+        });
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(written?),
+        }
+    }
+}
+
+/// What a .npy file of version 1 begins with: 128 bytes, whatever the numbers.
+fn npy_header(rows: u64, width: usize) -> Vec<u8> {
+    const LENGTH: usize = 128;
+    let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend(((LENGTH - 10) as u16).to_le_bytes());
+    header.extend(dict.bytes());
+    header.resize(LENGTH - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+/// The lines of a file or of stdin.
+struct Lines {
+    name: String,
+    reader: Box<dyn BufRead>,
+    read: usize,
+}
+
+impl Lines {
+    fn open(input: &str) -> Result<Self> {
+        if input == "-" {
+            return Ok(Self { name: "stdin".into(), reader: Box::new(io::stdin().lock()), read: 0 });
+        }
+        if Path::new(input).is_dir() {
+            return Err(wrong(format!("{input} is a directory"), "name a file of lines"));
+        }
+        let file = File::open(input).map_err(|source| checkpoint::Error::Io { path: input.into(), source })?;
+        Ok(Self { name: input.into(), reader: Box::new(BufReader::new(file)), read: 0 })
+    }
+
+    /// Up to so many lines, without what ends them; none at the end.
+    fn next(&mut self, most: usize) -> Result<Vec<String>> {
+        let mut lines = vec![];
+        while lines.len() < most {
+            let mut bytes = vec![];
+            if self.reader.read_until(b'\n', &mut bytes).with_context(|| self.name.clone())? == 0 {
+                break;
+            }
+            self.read += 1;
+            if bytes.last() == Some(&b'\n') {
+                bytes.pop();
+                if bytes.last() == Some(&b'\r') {
+                    bytes.pop();
+                }
+            }
+            lines.push(String::from_utf8(bytes).map_err(|error| {
+                let at = error.utf8_error().valid_up_to() + 1;
+                let what = format!("{}, line {}: not UTF-8 at byte {at}", self.name, self.read);
+                wrong(what, "convert the text first, for example with iconv -f latin1 -t utf-8")
+            })?);
+        }
+        Ok(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_has_one_size_and_says_the_shape() {
+        for rows in [0, 7, u64::MAX] {
+            let header = npy_header(rows, 1024);
+            assert_eq!((header.len(), header[127]), (128, b'\n'));
+            assert!(String::from_utf8_lossy(&header).contains(&format!("'shape': ({rows}, 1024), }}")));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `metal-candle index`: the text files of a folder become an index that `search` looks into.
+
+use crate::{
+    failure::wrong,
+    global::Global,
+    report,
+    search::{from_here, open},
+};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use metal_candle::embeddings::{
+    EmbeddingModelType,
+    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, SkipReason, TextModel, Update},
+    index::{self, VectorDtype},
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Index the text and Markdown files of a folder, for search; the second time only what has changed
+#[derive(clap::Args)]
+#[command(
+    after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs. \
+    What a model,\na folder and a chunk are is fixed when the index is made; later runs may leave these options out.\n\n\
+    Examples:\n  metal-candle index notes --output notes.index\n  \
+    metal-candle index src --output src.index --extensions rs,toml \\\n    --model models/minilm --vectors int8"
+)]
+pub(crate) struct Args {
+    /// The folder; files in folders below are found too
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Directory of the index: made, or brought up to date
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// Directory or hub id of an embedding model [default: sentence-transformers/all-MiniLM-L6-v2]
+    #[arg(long, value_name = "ID|DIR")]
+    model: Option<String>,
+    /// How vectors are kept: f32 exact; f16 half of it; int8 searched fastest, rescored in f16 [default: f16]
+    #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "int8"])]
+    vectors: Option<String>,
+    /// The most tokens in a chunk [default: 200, or what the model reads if that is less]
+    #[arg(long, value_name = "TOKENS")]
+    chunk_size: Option<usize>,
+    /// The most tokens that a chunk repeats of the one before it [default: a fifth of a chunk]
+    #[arg(long, value_name = "TOKENS")]
+    chunk_overlap: Option<usize>,
+    /// Ends of the names of files [default: adoc,asciidoc,markdown,md,mdx,org,rst,text,txt]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    extensions: Vec<String>,
+}
+
+pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let documents = documents(args)?;
+    let is_new = !args.output.exists() || args.output.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    let (mut index, name, model) = match DocumentIndex::open(&args.output) {
+        Ok(index) => {
+            let vectors = args.vectors.as_deref().map_or(Ok(index.vectors().config().vectors), str::parse)?;
+            index.check_settings(&settings(args, documents, index.documents()), vectors)?;
+            let known = index.vectors().config().model.clone();
+            let name = args.model.as_deref().map_or(known, model_name);
+            let model = open(global, &name)?;
+            (index, name, model)
+        }
+        Err(index::Error::NoIndex { .. }) => {
+            let name = model_name(args.model.as_deref().unwrap_or(EmbeddingModelType::AllMiniLmL6V2.id()));
+            let model = open(global, &name)?;
+            let longest = model.max_document_tokens()?;
+            let size = Chunking::default().size.min(longest);
+            let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
+            let documents = settings(args, documents, &default);
+            let asked = documents.chunking.size;
+            if asked > longest {
+                let what = format!("`--chunk-size` is {asked}, expected at most {longest}");
+                return Err(wrong(what, "that is what the model reads of a text; the rest would be cut off"));
+            }
+            let vectors = args.vectors.as_deref().map_or(Ok(VectorDtype::default()), str::parse)?;
+            let index = DocumentIndex::create(&args.output, documents, vectors, &TextModel::new(&name, &model))?;
+            (index, name, model)
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let mut watch = Watch::new(global);
+    let update = index.update(&TextModel::new(&name, &model), &mut |progress| watch.see(progress));
+    watch.end();
+    if is_new && index.vectors().is_empty() {
+        // Nothing is in it that anybody could miss.
+        drop(index);
+        let _ = fs::remove_dir_all(&args.output);
+        for line in of_skipped(&update?) {
+            global.say(line);
+        }
+        let what = format!("{}: no text to index", args.folder.display());
+        return Err(wrong(what, "name a folder with text files, or the ends of their names with --extensions"));
+    }
+    report(global, &index, &update?, start)
+}
+
+/// What an index calls a model: a directory by its whole path, so that it is found from anywhere.
+fn model_name(name: &str) -> String {
+    let whole = Path::new(name).canonicalize().ok();
+    whole.map_or(name.into(), |path| path.display().to_string())
+}
+
+/// Which documents, before options and what the index says are looked at.
+fn documents(args: &Args) -> Result<DocumentsConfig> {
+    let mut documents = DocumentsConfig::new(&args.folder)?;
+    if !args.extensions.is_empty() {
+        let name = |e: &String| e.trim().trim_start_matches('.').to_lowercase();
+        documents.extensions = args.extensions.iter().map(name).filter(|e| !e.is_empty()).collect();
+        documents.extensions.sort();
+        documents.extensions.dedup();
+        if documents.extensions.is_empty() {
+            return Err(wrong("`--extensions` names none", "pass ends of names, as in --extensions md,txt"));
+        }
+    }
+    Ok(documents)
+}
+
+/// What is asked for; what is not is as in `default`.
+fn settings(args: &Args, documents: DocumentsConfig, default: &DocumentsConfig) -> DocumentsConfig {
+    let size = args.chunk_size.unwrap_or(default.chunking.size);
+    let usual =
+        if args.chunk_size.is_some() && size != default.chunking.size { size / 5 } else { default.chunking.overlap };
+    let chunking = Chunking { size, overlap: args.chunk_overlap.unwrap_or(usual) };
+    let extensions = if args.extensions.is_empty() { default.extensions.clone() } else { documents.extensions };
+    DocumentsConfig { folder: documents.folder, extensions, chunking }
+}
+
+/// Shows how far an update is: a bar for a person, a line now and then in a pipe.
+struct Watch {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    said: Instant,
+}
+
+impl Watch {
+    fn new(global: &Global) -> Self {
+        let bar = global.bars().then(|| {
+            let style = "{bar:20} {human_pos}/{human_len} chunks  {msg}  {eta} left";
+            let bar = ProgressBar::new(0);
+            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { lines: bar.is_none() && !global.quiet, bar, said: Instant::now() }
+    }
+
+    fn see(&mut self, p: Progress) {
+        /// Between two lines.
+        const PAUSE: Duration = Duration::from_secs(5);
+        let files = format!("{} of {}", report::count(p.files), report::counted(p.of_files as u64, "file"));
+        if let Some(bar) = &self.bar {
+            bar.set_length(p.of_chunks as u64);
+            bar.set_position(p.chunks as u64);
+            bar.set_message(files);
+        } else if self.lines && self.said.elapsed() > PAUSE {
+            self.said = Instant::now();
+            let (done, all) = (report::count(p.chunks), report::counted(p.of_chunks as u64, "chunk"));
+            report::to_stderr(&format!("read {files}, embedded {done} of {all}"));
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What became of the folder.
+fn report(global: &Global, index: &DocumentIndex, update: &Update, start: Instant) -> Result<()> {
+    let files = update.added + update.changed + update.unchanged;
+    let (chunks, seconds) = (index.vectors().len(), start.elapsed().as_secs_f64());
+    let output = index.vectors().dir().display().to_string();
+    if global.json {
+        let skipped = update
+            .skipped
+            .iter()
+            .map(|s| json!({"path": s.path.display().to_string(), "reason": s.reason.to_string()}));
+        return report::json(&json!({
+            "event": "done", "index": output, "files": files, "added": update.added, "changed": update.changed,
+            "removed": update.removed, "unchanged": update.unchanged, "chunks": chunks, "embedded": update.embedded,
+            "skipped": skipped.collect::<Vec<_>>(), "seconds": seconds,
+        }));
+    }
+    for line in of_skipped(update) {
+        global.say(line);
+    }
+    report::line(&format!(
+        "{output}: {} ({} added, {} changed, {} unchanged, {} removed), {}, {} of them embedded in {seconds:.1} s",
+        report::counted(files as u64, "file"),
+        report::count(update.added),
+        report::count(update.changed),
+        report::count(update.unchanged),
+        report::count(update.removed),
+        report::counted(chunks as u64, "chunk"),
+        report::count(update.embedded),
+    ))
+}
+
+/// What was left out: a line each, but for what is hidden on purpose.
+fn of_skipped(update: &Update) -> Vec<String> {
+    /// Lines about files; what is more is counted.
+    const LINES: usize = 20;
+    let mut by_reason: BTreeMap<String, Vec<&Path>> = BTreeMap::new();
+    for skipped in &update.skipped {
+        by_reason.entry(skipped.reason.to_string()).or_default().push(&skipped.path);
+    }
+    let hidden = by_reason.remove(&SkipReason::Hidden.to_string()).unwrap_or_default();
+    let mut lines: Vec<_> = by_reason
+        .iter()
+        .flat_map(|(reason, paths)| paths.iter().map(move |path| format!("left out {}: {reason}", from_here(path))))
+        .collect();
+    let more = lines.len().saturating_sub(LINES) as u64;
+    lines.truncate(LINES);
+    if more > 0 {
+        lines.push(format!("left out {} more", report::counted(more, "file")));
+    }
+    if !hidden.is_empty() {
+        lines.push(format!(
+            "left out {}, hidden",
+            report::counted(hidden.len() as u64, "file or folder").replace("folders", "folder")
+        ));
+    }
+    lines
+}

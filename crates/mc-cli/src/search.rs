@@ -1,0 +1,92 @@
+//! `metal-candle search`: the chunks of an index that are nearest to a question.
+
+use crate::{failure::wrong, global::Global, report, source};
+use anyhow::Result;
+use metal_candle::embeddings::{
+    EmbeddingModel,
+    documents::{DocumentIndex, Found, TextModel},
+    index::Error,
+};
+use serde::Serialize;
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
+
+/// Find what indexed documents say about something
+#[derive(clap::Args)]
+#[command(
+    after_help = "The index knows its model. A score is the cosine of the question's vector and the chunk's, 1 at most.\n\n\
+    Examples:\n  metal-candle search --index notes.index 'how do I renew the certificate?'\n  \
+    metal-candle search --index notes.index 'boats' --top-k 1 --json | jq -r .path"
+)]
+pub(crate) struct Args {
+    /// What to look for: a question or a few words
+    #[arg(value_name = "QUERY", allow_hyphen_values = true)]
+    query: String,
+    /// Directory that `metal-candle index` made
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// How many chunks to show
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    top_k: u16,
+}
+
+/// What a script reads of a chunk that was found.
+#[derive(Serialize)]
+struct Passage {
+    score: f32,
+    path: String,
+    first_line: usize,
+    last_line: usize,
+    text: String,
+}
+
+pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
+    if args.query.trim().is_empty() {
+        return Err(wrong("the query is empty", "say what to look for: a question or a few words, in quotes"));
+    }
+    let index = DocumentIndex::open(&args.index).map_err(|e| match e {
+        Error::NoIndex { .. } => wrong(e.to_string(), "make one with metal-candle index FOLDER --output DIR"),
+        e => e.into(),
+    })?;
+    let name = &index.vectors().config().model;
+    let model = open(global, name)?;
+    index.check_model(&TextModel::new(name, &model))?;
+    let query = model.encode_query(&[&args.query])?.flatten_all()?.to_vec1()?;
+    for found in index.search(&query, args.top_k.into())? {
+        let Found { score, path, first_line, last_line, text } = found;
+        if global.json {
+            report::json(&Passage { score, path: from_here(&path), first_line, last_line, text })?;
+        } else {
+            report::line(&format!("{score:.3}  {}:{first_line}\n{}", from_here(&path), beginning(&text)))?;
+        }
+    }
+    Ok(())
+}
+
+/// An embedding model, with the device and dtype asked for.
+pub(crate) fn open(global: &Global, name: &str) -> Result<EmbeddingModel> {
+    let dir = source::open_dir(global, Some(name))?;
+    Ok(EmbeddingModel::from_dir(&dir, &global.loader()?)?)
+}
+
+/// The first lines of a text, indented, each cut to the width of a page.
+fn beginning(text: &str) -> String {
+    const LINES: usize = 3;
+    const WIDTH: usize = 96;
+    let mut beginning = String::new();
+    for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()).take(LINES) {
+        let cut: String = line.chars().take(WIDTH).collect();
+        let dots = if cut.len() < line.len() { "…" } else { "" };
+        // Writing into a string cannot fail.
+        let _ = writeln!(beginning, "       {cut}{dots}");
+    }
+    beginning
+}
+
+/// A path as it is named from the current directory, if it is below.
+pub(crate) fn from_here(path: &Path) -> String {
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    here.ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display().to_string()
+}

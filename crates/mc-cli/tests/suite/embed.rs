@@ -1,0 +1,125 @@
+//! `embed`: lines to vectors, as JSON and as .npy, and what is wrong with lines, models and options.
+
+use crate::place::{Place, Run};
+use serde_json::{Value, json};
+use std::fs;
+
+const LINES: &str = "metal candle\n\nthe river below the bridge\nmetal candle\n";
+
+fn embed(place: &Place, args: &[&str], lines: impl Into<Vec<u8>>) -> Run {
+    Run::of(place.command().args(["embed", "--model", "model"]).args(args).write_stdin(lines))
+}
+
+fn numbers(row: &Value) -> Vec<f32> {
+    row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+#[test]
+fn every_line_is_a_vector() {
+    let place = Place::with_encoder("bert-mean");
+    let run = embed(&place, &[], LINES).ok();
+    let rows = run.json();
+    assert_eq!(rows.len(), 4);
+    assert_eq!(rows[0], rows[3], "the same line is the same vector");
+    assert_ne!(rows[0], rows[2]);
+    for row in &rows {
+        let length: f32 = numbers(row).iter().map(|x| x * x).sum();
+        assert_eq!(numbers(row).len(), 20);
+        assert!((length - 1.0).abs() < 1e-5, "{row}");
+    }
+    assert!(
+        run.stderr.starts_with("model: bert, mean pooling, normalize; 20 dimensions, at most 48 tokens\n"),
+        "{run:?}"
+    );
+    assert!(run.stderr.contains("4 lines, "), "{run:?}");
+    // From a file with the line ends of another system it is the same, and quiet is quiet.
+    fs::write(place.path("lines.txt"), LINES.replace('\n', "\r\n")).unwrap();
+    let again = embed(&place, &["--quiet", "lines.txt"], "").ok();
+    assert_eq!((again.stdout, again.stderr.as_str()), (run.stdout, ""));
+}
+
+#[test]
+fn a_matrix_is_what_numpy_reads() {
+    let place = Place::with_encoder("bert-mean");
+    let rows = embed(&place, &["--dimensions", "6"], LINES).ok().json();
+    let run = embed(&place, &["--dimensions", "6", "--output", "out.npy"], LINES).ok();
+    assert_eq!(run.stdout, "");
+    let file = fs::read(place.path("out.npy")).unwrap();
+    let (header, data) = file.split_at(128);
+    assert!(
+        header.starts_with(b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (4, 6), }")
+    );
+    let found: Vec<f32> = data.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+    let expected: Vec<f32> = rows.iter().flat_map(numbers).collect();
+    assert_eq!(found, expected);
+    // Of nothing there is a matrix without rows.
+    embed(&place, &["--output", "none.npy"], "").ok();
+    let file = fs::read(place.path("none.npy")).unwrap();
+    assert!(file.len() == 128 && String::from_utf8_lossy(&file[10..]).contains("'shape': (0, 20)"));
+    assert_eq!(embed(&place, &[], "").ok().stdout, "");
+}
+
+#[test]
+fn prompts_and_long_lines() {
+    let place = Place::with_encoder("bert-cls-dense");
+    let one = |args: &[&str]| embed(&place, args, "copper\n").ok().stdout;
+    let (plain, query, document) = (one(&[]), one(&["--query"]), one(&["--document"]));
+    assert!(plain != query && query != document && plain != document);
+    assert_eq!(one(&["--prompt", "query"]), query);
+    assert_eq!(one(&["--prompt", "other"]), plain, "it is the default");
+    let long = embed(&place, &[], format!("copper\n{}\n", "river ".repeat(300))).ok();
+    assert!(long.stderr.contains("1 line cut at 50 tokens"), "{long:?}");
+    let huge = embed(&place, &["--batch-tokens", "1"], "x".repeat(100_000)).ok();
+    assert_eq!(huge.json().len(), 1);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let check = |name: &str, change: &dyn Fn(&Place), args: &[&str], lines: &[u8], error: &str, hint: &str| {
+        let place = Place::with_encoder(name);
+        change(&place);
+        let run = embed(&place, args, lines);
+        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{error}: {run:?}");
+        assert!(run.stderr.contains(error) && run.stderr.contains(hint), "{error}, {hint}: {run:?}");
+    };
+    let nothing = |_: &Place| ();
+    let latin = b"river\nfen\xeatre\n";
+    check(
+        "bert-mean",
+        &nothing,
+        &[],
+        latin,
+        "error: stdin, line 2: not UTF-8 at byte 4\n",
+        "hint: convert the text first",
+    );
+    check("bert-mean", &nothing, &["--prompt", "query"], b"x", "the model has no prompt `query`", "hint: it has none");
+    check("bert-cls-dense", &nothing, &["--prompt", "a"], b"x", "no prompt `a`", "hint: it has query, document, other");
+    for (n, width) in [("0", 20), ("21", 20)] {
+        let error = format!("cannot cut vectors of {width} dimensions to {n}");
+        check("bert-mean", &nothing, &["--dimensions", n], b"x", &error, "hint: ask for 1 to 20");
+    }
+    check("bert-mean", &nothing, &["none.txt"], b"", "none.txt", "hint: ");
+    check("bert-mean", &nothing, &["."], b"", ". is a directory", "hint: name a file of lines");
+    check("bert-mean", &nothing, &["--query", "--document"], b"", "cannot be used with", "hint: ");
+    let remove = |place: &Place| fs::remove_dir_all(place.path("model/1_Pooling")).unwrap();
+    check(
+        "bert-mean",
+        &remove,
+        &[],
+        b"x",
+        "1_Pooling/config.json: is missing",
+        "hint: a module's folder is part of the model",
+    );
+    let unknown = |place: &Place| {
+        let modules = json!([{"type": "a.Transformer", "path": ""}, {"type": "a.WordWeights", "path": "1"}]);
+        fs::write(place.path("model/modules.json"), modules.to_string()).unwrap();
+    };
+    check("bert-mean", &unknown, &[], b"x", "module 1 is of type `a.WordWeights`", "hint: supported are Transformer");
+    let gpt = |place: &Place| place.set("model/config.json", "model_type", Some(json!("gpt2")));
+    check("bert-mean", &gpt, &[], b"x", "`model_type` is `gpt2`, supported are bert, ", "hint: convert the model");
+    let relu = |place: &Place| place.set("model/config.json", "hidden_act", Some(json!("relu")));
+    check("bert-mean", &relu, &[], b"x", "`hidden_act` is \"relu\", expected \"gelu\"", "hint: ");
+    let place = Place::with_encoder("bert-mean");
+    embed(&place, &["--output", "out.npy"], *latin);
+    assert!(!place.path("out.npy").exists(), "nothing is half written");
+}

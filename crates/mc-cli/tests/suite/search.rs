@@ -1,0 +1,158 @@
+//! `index` and `search`: a folder of notes, a small model of random weights, and everything that can be wrong with them.
+
+use crate::place::{Place, Run};
+use serde_json::{Value, json};
+use std::{fs, path::Path};
+
+const INDEX: &str = "index notes --output index --model model --quiet";
+
+/// A folder of notes beside two small embedding models.
+fn place() -> Place {
+    let place = Place::with_encoder("bert-mean");
+    place.copy_encoder("mpnet-mean", "other");
+    let note = |name: &str, text: &str| fs::write(place.path(name), text).unwrap();
+    fs::create_dir_all(place.path("notes/deep")).unwrap();
+    note("notes/tides.md", "# Tides\n\nThe sea rises twice a day.\n\n# Boats\n\nA boat lies dry at noon.\n");
+    note("notes/deep/cats.txt", "Cats sleep.\n\nDogs bark at night.\n");
+    note("notes/program.rs", "fn main() {}\n");
+    place
+}
+
+fn search(place: &Place, query: &str, more: &[&str]) -> Run {
+    Run::of(place.command().args(["search", "--index", "index", query]).args(more)).ok()
+}
+
+fn hits(place: &Place, query: &str) -> Vec<Value> {
+    search(place, query, &["--json", "--quiet"]).json()
+}
+
+#[test]
+fn a_folder_is_indexed_and_searched() {
+    let place = place();
+    let first = place.run(&format!("{INDEX} --chunk-size 8 --json")).ok().json().remove(0);
+    let count = |run: &Value, what: &str| run[what].as_u64().unwrap();
+    assert_eq!((&first["event"], &first["index"]), (&json!("done"), &json!("index")));
+    assert_eq!((count(&first, "files"), count(&first, "added"), count(&first, "unchanged")), (2, 2, 0));
+    assert!(count(&first, "chunks") >= 3 && first["chunks"] == first["embedded"], "{first}");
+
+    // A chunk's own text is nearest to itself.
+    for hit in hits(&place, "boat") {
+        let best = hits(&place, hit["text"].as_str().unwrap()).remove(0);
+        assert_eq!(
+            (&best["path"], &best["first_line"], &best["text"]),
+            (&hit["path"], &hit["first_line"], &hit["text"])
+        );
+        assert!(best["score"].as_f64().unwrap() > 0.999, "{best}");
+        // And it stands where the hit says.
+        let file = fs::read_to_string(place.path(hit["path"].as_str().unwrap())).unwrap();
+        let (first, last) = (count(&hit, "first_line") as usize, count(&hit, "last_line") as usize);
+        let lines: Vec<_> = file.lines().skip(first - 1).take(last + 1 - first).collect();
+        assert!(lines.join("\n").contains(hit["text"].as_str().unwrap()), "{hit}");
+    }
+    // For a person, with the place first; from elsewhere by its whole path; the index knows its model.
+    let text = search(&place, "boats", &["--top-k", "1"]);
+    let line = text.stdout.lines().next().unwrap();
+    assert!(line.contains("  notes/") && line.rsplit(':').next().unwrap().parse::<usize>().is_ok(), "{}", text.stdout);
+    assert!(text.stdout.lines().nth(1).unwrap().starts_with("       "), "{}", text.stdout);
+    let mut elsewhere = place.command();
+    elsewhere.current_dir(place.path("model")).args(["search", "--index", "../index", "boats", "--json"]);
+    let path = Run::of(&mut elsewhere).ok().json()[0]["path"].as_str().unwrap().to_string();
+    assert!(Path::new(&path).is_absolute() && Path::new(&path).is_file(), "{path}");
+}
+
+#[test]
+fn the_second_run_does_what_has_changed() {
+    let place = place();
+    place.run(&format!("{INDEX} --vectors int8")).ok();
+    fs::write(place.path("notes/new.md"), "Something new about herons.").unwrap();
+    fs::remove_file(place.path("notes/deep/cats.txt")).unwrap();
+    let again = place.run("index notes --output index --json --quiet").ok().json().remove(0);
+    let counts = ["added", "changed", "removed", "unchanged", "embedded"].map(|what| again[what].as_u64().unwrap());
+    assert_eq!(counts, [1, 0, 1, 1, 1], "{again}");
+    let paths: Vec<_> = hits(&place, "cats").iter().map(|hit| hit["path"].as_str().unwrap().to_string()).collect();
+    assert!(paths.contains(&"notes/new.md".into()) && !paths.contains(&"notes/deep/cats.txt".into()), "{paths:?}");
+    // In words, with what was left out.
+    fs::write(place.path("notes/binary.md"), b"a\0b").unwrap();
+    fs::write(place.path("notes/.secret.md"), "hidden").unwrap();
+    let words = place.run("index notes --output index").ok();
+    assert!(
+        words.stdout.starts_with("index: 2 files (0 added, 0 changed, 2 unchanged, 0 removed), "),
+        "{}",
+        words.stdout
+    );
+    let said = "left out notes/binary.md: binary\nleft out 1 file or folder, hidden\n";
+    assert!(words.stderr.ends_with(said), "{}", words.stderr);
+}
+
+#[test]
+fn extensions_choose_the_files() {
+    let place = place();
+    let run = place.run(&format!("{INDEX} --extensions .RS --json")).ok().json().remove(0);
+    assert_eq!(run["files"], 1);
+    assert_eq!(hits(&place, "main")[0]["path"], "notes/program.rs");
+}
+
+/// A wrong call is one line and a hint, with status 2, and writes nothing.
+#[test]
+fn what_is_wrong_is_said() {
+    let place = place();
+    place.run(&format!("{INDEX} --chunk-size 16")).ok();
+    fs::create_dir(place.path("empty")).unwrap();
+    fs::write(place.path("empty/data.bin"), "x").unwrap();
+    fs::create_dir(place.path("damaged")).unwrap();
+    fs::write(place.path("damaged/index.json"), "{}").unwrap();
+    let before = place.files();
+    let cases = [
+        ("search --index index ''", "the query is empty"),
+        ("search --index nowhere boats", "nowhere: no index there: no such directory"),
+        ("search --index notes boats", "notes: no index there: no index.json"),
+        ("search --index damaged boats", "damaged/index.json: missing field `format`"),
+        ("search --index index boats --top-k 0", "0 is not in 1..="),
+        ("search --index index", "required arguments were not provided: <QUERY>"),
+        ("search boats", "--index <DIR>"),
+        ("index nowhere --output new --model model", "nowhere: "),
+        ("index notes/tides.md --output new --model model", "notes/tides.md is a file"),
+        ("index empty --output new --model model", "empty: no text to index"),
+        ("index notes --output new --model nowhere/at-all", "nowhere/at-all"),
+        ("index notes --output notes --model model", "notes: is not empty, and no index"),
+        ("index notes --output notes/tides.md --model model", "notes/tides.md: is a file"),
+        ("index notes --output new --model model --vectors int4", "int4"),
+        ("index notes --output new --model model --chunk-size 3", "`--chunk-size` is 3, expected 8 or more"),
+        ("index notes --output new --model model --chunk-size 9999", "`--chunk-size` is 9999, expected at most"),
+        (
+            "index notes --output new --model model --chunk-size 16 --chunk-overlap 9",
+            "`--chunk-overlap` is 9, expected at most 8",
+        ),
+        ("index notes --output new --model model --extensions ,", "`--extensions` names none"),
+        ("index notes --output index --model other", "index: the index has model"),
+        ("index empty --output index", "index: the index has folder"),
+        ("index notes --output index --vectors f32", "index: the index has vectors f16, expected f32"),
+        ("index notes --output index --chunk-size 12", "index: the index has chunk size 16, expected 12"),
+    ];
+    for (args, message) in cases {
+        let run = place.run(args);
+        let lines: Vec<_> = run.stderr.lines().collect();
+        let [.., error, hint] = lines.as_slice() else { panic!("{args}: {}", run.stderr) };
+        assert!(error.starts_with("error: ") && error.contains(message), "{args}: {}", run.stderr);
+        assert!(hint.starts_with("hint: ") && hint.len() > 14 && !hint.ends_with('.'), "{args}: {}", run.stderr);
+        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{args}: {}", run.stderr);
+    }
+    assert_eq!(place.files(), before);
+}
+
+/// A model whose weights have changed since is another model, though its name is the same.
+#[test]
+fn a_model_that_has_changed_is_said() {
+    let place = place();
+    place.run(INDEX).ok();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modules.json"] {
+        let (from, to) = (place.path("other").join(file), place.path("model").join(file));
+        let _ = fs::remove_file(&to);
+        if from.exists() {
+            fs::copy(from, to).unwrap();
+        }
+    }
+    let run = place.run("search --index index boats");
+    assert!(run.status == 2 && run.stderr.contains("the index has model"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: vectors of different models cannot be compared"), "{}", run.stderr);
+}

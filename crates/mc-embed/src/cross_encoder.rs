@@ -1,0 +1,138 @@
+//! Reranking: a model reads a query and a document together and says how well they fit.
+
+use crate::{Error, ModelSource, Result, batches::batches, directory::Directory, tokens::Tokens};
+use candle_core::{DType, Device};
+use mc_checkpoint::ModelDir;
+use mc_models::{Classifier, ModelLoader, Texts, open_model};
+use serde_json::Value;
+
+/// A model that scores pairs of texts.
+///
+/// ```no_run
+/// use candle_core::Device;
+/// use mc_embed::CrossEncoder;
+/// let model = CrossEncoder::from_pretrained("cross-encoder/ms-marco-MiniLM-L6-v2", Device::Cpu)?;
+/// let scores = model.score("which metal is warm?", &["Copper conducts heat.", "The harbour froze."])?;
+/// assert_eq!(scores.len(), 2);
+/// # Ok::<(), mc_embed::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CrossEncoder {
+    classifier: Classifier,
+    tokens: Tokens,
+    activation: Activation,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Activation {
+    Sigmoid,
+    Identity,
+}
+
+/// A document's place among others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ranked {
+    /// Which document it is, from 0 in the order they were given.
+    pub index: usize,
+    /// How well it fits.
+    pub score: f32,
+}
+
+impl CrossEncoder {
+    /// The model that a name means, an id on the hub or a directory.
+    ///
+    /// # Errors
+    /// If there is no such model, its files are not what they should be, or it gives more than one score.
+    pub fn from_pretrained(model: impl Into<ModelSource>, device: Device) -> Result<Self> {
+        Self::load(model, &ModelLoader::new().with_device(device))
+    }
+
+    /// As [`CrossEncoder::from_pretrained`], with the device and dtype of a loader.
+    ///
+    /// # Errors
+    /// As [`CrossEncoder::from_pretrained`].
+    pub fn load(model: impl Into<ModelSource>, loader: &ModelLoader) -> Result<Self> {
+        Self::from_dir(&open_model(model.into().0, &mut |_| {})?, loader)
+    }
+
+    /// The model of an opened directory.
+    ///
+    /// # Errors
+    /// If its files are not what they should be, or it gives more than one score.
+    pub fn from_dir(dir: &ModelDir, loader: &ModelLoader) -> Result<Self> {
+        let directory = Directory::new(dir.clone());
+        let classifier = loader.load_classifier_dir(dir)?;
+        if classifier.labels() != 1 {
+            let problem = format!("the model gives {} scores, expected one", classifier.labels());
+            let hint = Some("a reranker has one label; a classifier with several is something else");
+            return Err(directory.error("config.json", &problem, hint));
+        }
+        let tokens = Tokens::read(&directory, None, classifier.encoder().max_tokens(), false)?;
+        let activation = activation(&directory)?;
+        Ok(Self { classifier, tokens, activation })
+    }
+
+    /// How well each document fits the query: higher is better, and between 0 and 1 unless the model says otherwise.
+    ///
+    /// A pair that is too long is cut, of its longer text first.
+    ///
+    /// # Errors
+    /// If a text cannot be tokenized, or a computation fails.
+    pub fn score<S: AsRef<str> + Sync>(&self, query: &str, documents: &[S]) -> Result<Vec<f32>> {
+        const BATCH_TOKENS: usize = 4096;
+        mc_backend::in_pool(|| {
+            let encoded = self.tokens.of_pairs(query, documents)?;
+            let lengths: Vec<usize> = encoded.iter().map(|pair| pair.ids.len()).collect();
+            let (order, batches) = batches(&lengths, BATCH_TOKENS);
+            let mut scores = vec![0f32; documents.len()];
+            for batch in batches {
+                let batch = &order[batch];
+                let ids: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].ids).copied().collect();
+                let types: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].type_ids).copied().collect();
+                let lengths: Vec<usize> = batch.iter().map(|pair| lengths[*pair]).collect();
+                let token_types = (self.tokens.types && types.iter().any(|t| *t != 0)).then_some(types.as_slice());
+                let logits = self.classifier.logits(&Texts { ids: &ids, lengths: &lengths, token_types })?;
+                for (pair, logit) in batch.iter().zip(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?) {
+                    scores[*pair] = match self.activation {
+                        Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+                        Activation::Identity => logit,
+                    };
+                }
+            }
+            Ok(scores)
+        })
+    }
+
+    /// The `top_k` documents that fit the query best, the best first; of equal ones in their order.
+    ///
+    /// # Errors
+    /// As [`CrossEncoder::score`].
+    pub fn rank<S: AsRef<str> + Sync>(&self, query: &str, documents: &[S], top_k: usize) -> Result<Vec<Ranked>> {
+        let scores = self.score(query, documents)?;
+        let mut ranked: Vec<_> = scores.into_iter().enumerate().map(|(index, score)| Ranked { index, score }).collect();
+        ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
+        ranked.truncate(top_k);
+        Ok(ranked)
+    }
+}
+
+/// What is done to a score, by the first file that says it; for one label a sigmoid.
+fn activation(directory: &Directory) -> Result<Activation> {
+    let config = directory.json("config.json")?;
+    let field = |name: &str| config.as_ref().and_then(|c| c.map.get(name));
+    let newest = directory.json("config_sentence_transformers.json")?;
+    let written = [
+        newest.as_ref().and_then(|c| c.map.get("activation_fn")),
+        field("sentence_transformers").and_then(|s| s.get("activation_fn")),
+        field("sbert_ce_default_activation_function"),
+    ];
+    let Some(found) = written.into_iter().flatten().find_map(Value::as_str) else { return Ok(Activation::Sigmoid) };
+    match found.rsplit('.').next() {
+        Some("Sigmoid") => Ok(Activation::Sigmoid),
+        Some("Identity") => Ok(Activation::Identity),
+        _ => {
+            let problem = format!("`activation_fn` is \"{found}\", expected Sigmoid or Identity");
+            Err::<_, Error>(directory.error("config.json", &problem, None))
+        }
+    }
+}

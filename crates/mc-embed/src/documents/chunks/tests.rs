@@ -1,0 +1,109 @@
+//! What every chunk of any text has in common, and where borders fall in texts that people write.
+
+use super::*;
+use proptest::prelude::*;
+
+fn words_of(text: &str) -> usize {
+    text.split_whitespace().count()
+}
+
+/// The chunks of a text whose tokens are its words.
+fn of_words(text: &str, markdown: bool, size: usize, overlap: usize) -> Result<Vec<Chunk<'_>>> {
+    chunks(text, markdown, Chunking { size, overlap }, &|text| Ok(words_of(text)))
+}
+
+/// The chunks of a text as lines `first-last text`, blank space as one space.
+fn cut(text: &str, size: usize, overlap: usize) -> Vec<String> {
+    let chunks = of_words(text, true, size, overlap).unwrap();
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    chunks.iter().map(|c| format!("{}-{} {}", c.first_line, c.last_line, one_line(c.text))).collect()
+}
+
+#[test]
+fn a_heading_starts_a_chunk() {
+    let text = "# One\n\na b c.\n\n## Two\n\nd e f g.\n\nThree\n-----\n\nh i.\n";
+    assert_eq!(cut(text, 12, 4), ["1-3 # One a b c.", "5-7 ## Two d e f g.", "9-12 Three ----- h i."]);
+}
+
+#[test]
+fn what_looks_like_a_heading_in_code_is_none() {
+    let text = "Run this:\n\n```sh\n# not a heading\nls\n```\n\nand no more of it than that, really.\n";
+    assert_eq!(cut(text, 40, 0), ["1-8 Run this: ```sh # not a heading ls ``` and no more of it than that, really."]);
+    // In other texts `#` is a character.
+    let plain = of_words("a b c d\n\n# e\n", false, 8, 0).unwrap();
+    assert_eq!(plain.len(), 1);
+}
+
+#[test]
+fn paragraphs_are_kept_whole_where_they_fit_and_sentences_where_not() {
+    let text = "a b c d e f.\n\ng h i j. k l m n.\n";
+    assert_eq!(cut(text, 10, 0), ["1-1 a b c d e f.", "3-3 g h i j. k l m n."]);
+    // No border but sentences, of four words each.
+    let text = "a b c d. e f g h. i j k l. m n o p.";
+    assert_eq!(cut(text, 10, 0), ["1-1 a b c d. e f g h.", "1-1 i j k l. m n o p."]);
+    assert_eq!(cut(text, 10, 4), ["1-1 a b c d. e f g h.", "1-1 e f g h. i j k l.", "1-1 i j k l. m n o p."]);
+}
+
+#[test]
+fn text_without_spaces_is_cut_too() {
+    let letters = |text: &str| Ok(text.chars().count());
+    let text = "海".repeat(50);
+    let parts = chunks(&text, false, Chunking { size: 16, overlap: 4 }, &letters).unwrap();
+    assert!(parts.len() >= 4 && parts.iter().all(|c| c.text.chars().count() <= 16), "{parts:?}");
+    assert_eq!(parts.iter().map(|c| c.text.chars().count()).max(), Some(16));
+}
+
+#[test]
+fn nothing_has_no_chunks_and_ends_of_lines_are_not_text() {
+    assert!(cut("", 8, 0).is_empty());
+    assert!(cut(" \n\r\n\t\n", 8, 0).is_empty());
+    assert_eq!(cut("\r\n\r\na b\r\nc\r\n\r\n", 8, 0), ["3-4 a b c"]);
+}
+
+#[test]
+fn settings_out_of_range_are_errors() {
+    let error = |size, overlap| of_words("a", false, size, overlap).unwrap_err().to_string();
+    assert_eq!(error(7, 0), "`chunk_size` is 7, expected 8 or more");
+    assert_eq!(error(20, 11), "`chunk_overlap` is 11, expected at most 10, half of a chunk");
+}
+
+/// Texts of words, short and long lines, blank lines and headings.
+fn texts() -> impl Strategy<Value = String> {
+    let line = prop_oneof![
+        4 => "[a-z.]{1,6}( [a-zé.]{1,6}){0,12}",
+        1 => "[a-z.]{1,6}( [a-z.]{1,6}){12,90}",
+        2 => Just(String::new()),
+        1 => "#{1,3} [A-Z]{3,9}",
+        1 => Just("```".to_string()),
+    ];
+    prop::collection::vec(line, 0..30).prop_map(|lines| lines.join("\n"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Every word is in a chunk, in order; no chunk is too long; lines are where the text is; chunks repeat no more than
+    /// the overlap.
+    #[test]
+    fn chunks_cover_the_text(text in texts(), size in 8usize..60, share in 0usize..=50) {
+        let overlap = size * share / 100;
+        let parts = of_words(&text, true, size, overlap).unwrap();
+        let lines: Vec<&str> = text.split('\n').collect();
+        let mut covered = 0; // bytes of the text
+        for part in &parts {
+            let start = part.text.as_ptr() as usize - text.as_ptr() as usize;
+            let end = start + part.text.len();
+            prop_assert!(words_of(part.text) <= size, "{:?}", part);
+            prop_assert!(end > covered, "nothing new in {:?}", part);
+            prop_assert!(text[covered.min(start)..start].trim().is_empty(), "lost before {:?}", part);
+            if start < covered {
+                prop_assert!(words_of(&text[start..covered]) <= overlap, "{:?}", part);
+            }
+            covered = end;
+            let line_of = |at: usize| 1 + text[..at].matches('\n').count();
+            prop_assert_eq!((part.first_line, part.last_line), (line_of(start), line_of(end)));
+            prop_assert!(part.last_line <= lines.len());
+        }
+        prop_assert!(text[covered..].trim().is_empty(), "lost at the end");
+    }
+}

@@ -1,0 +1,64 @@
+//! What can go wrong with an embedding model.
+
+/// An embedding model that cannot be loaded, or a request that it cannot answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file of the model's directory is missing or does not say what it must.
+    #[error("{file}: {problem}")]
+    Directory {
+        /// The file as a user would name it.
+        file: String,
+        /// What was found, and what was expected.
+        problem: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A prompt that the model does not have.
+    #[error("the model has no prompt `{name}`")]
+    Prompt {
+        /// What was asked for.
+        name: String,
+        /// Those that it has.
+        known: Vec<String>,
+    },
+    /// A number of dimensions that a vector cannot be cut to.
+    #[error("cannot cut vectors of {width} dimensions to {asked}")]
+    Dimensions {
+        /// What was asked for.
+        asked: usize,
+        /// What there is.
+        width: usize,
+    },
+    /// Tokenizer files that cannot be read, or a text that cannot be tokenized.
+    #[error(transparent)]
+    Text(#[from] mc_text::Error),
+    /// The files cannot be read or are not what they claim to be.
+    #[error(transparent)]
+    Checkpoint(#[from] mc_checkpoint::Error),
+    /// The model below cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] mc_models::Error),
+    /// A computation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// What a user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Directory { hint, .. } => hint.clone(),
+            Self::Prompt { known, .. } if known.is_empty() => Some("it has none; leave the name out".into()),
+            Self::Prompt { known, .. } => Some(format!("it has {}", known.join(", "))),
+            Self::Dimensions { width, .. } => Some(format!("ask for 1 to {width}")),
+            Self::Text(e) => e.hint(),
+            Self::Checkpoint(e) => e.hint(),
+            Self::Model(e) => e.hint(),
+            Self::Tensor(_) => None,
+        }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

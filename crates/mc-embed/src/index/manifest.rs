@@ -1,0 +1,139 @@
+//! `index.json`: what an index is, and which file holds its rows. Replacing it is what makes a change true.
+
+use super::{Error, IndexConfig, Result};
+use mc_checkpoint::write_atomic;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File, TryLockError},
+    io::{ErrorKind, Read, Write},
+    path::{Path, PathBuf},
+};
+
+const NAME: &str = "index.json";
+const LOCK: &str = "lock";
+const FORMAT: &str = "metal-candle index";
+/// Readers refuse any other.
+const VERSION: u32 = 1;
+/// A configuration with a vector in it is a few dozen KB.
+const MAX_READ: u64 = 16 << 20;
+
+/// What `index.json` says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    format: String,
+    version: u32,
+    /// Counts changes; part of the name of the file with the rows.
+    pub(super) generation: u64,
+    pub(super) rows: usize,
+    #[serde(flatten)]
+    pub(super) config: IndexConfig,
+}
+
+/// What every version begins with.
+#[derive(Deserialize)]
+struct Head {
+    format: String,
+    version: u32,
+}
+
+impl Manifest {
+    pub(super) fn new(config: IndexConfig) -> Self {
+        Self { format: FORMAT.into(), version: VERSION, generation: 0, rows: 0, config }
+    }
+
+    /// That of the next change, with so many rows.
+    pub(super) fn next(&self, rows: usize) -> Self {
+        Self { generation: self.generation.wrapping_add(1), rows, ..self.clone() }
+    }
+
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let no_index = |what| Err(Error::NoIndex { dir: dir.into(), what });
+        let path = dir.join(NAME);
+        let mut text = vec![];
+        match File::open(&path) {
+            Ok(file) => file.take(MAX_READ + 1).read_to_end(&mut text).map_err(Error::io(&path))?,
+            Err(e) if e.kind() == ErrorKind::NotFound && dir.is_dir() => return no_index("no index.json"),
+            Err(e) if e.kind() == ErrorKind::NotFound => return no_index("no such directory"),
+            Err(e) if e.kind() == ErrorKind::NotADirectory => return no_index("a file, not a directory"),
+            Err(e) => return Err(Error::io(&path)(e)),
+        };
+        if text.len() as u64 > MAX_READ {
+            return Err(Error::invalid(&path, format!("larger than {} MiB", MAX_READ >> 20)));
+        }
+        let json = |source| mc_checkpoint::Error::Json { file: path.display().to_string(), source };
+        let head: Head = serde_json::from_slice(&text).map_err(json)?;
+        if head.format != FORMAT || head.version != VERSION {
+            let what = format!("format `{}` {}, expected `{FORMAT}` {VERSION}", head.format, head.version);
+            return Err(Error::invalid(&path, what));
+        }
+        let manifest: Self = serde_json::from_slice(&text).map_err(json)?;
+        manifest.config.check(|what| Error::invalid(&path, what))?;
+        Ok(manifest)
+    }
+
+    /// Makes this the index: the rest of it is on disk already.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let text =
+            serde_json::to_string(self).map_err(|source| mc_checkpoint::Error::Json { file: NAME.into(), source })?;
+        Ok(write_atomic(dir.join(NAME), |file| writeln!(file, "{text}"))?)
+    }
+
+    /// The file with the rows of this generation.
+    pub(super) fn rows_file(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("rows-{}.safetensors", self.generation))
+    }
+
+    /// Removes what other generations and interrupted writers left. Whatever resists is left for the next time.
+    pub(super) fn sweep(&self, dir: &Path) {
+        let current = self.rows_file(dir);
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            let old = is_of_rows(&name.to_string_lossy()) && path != current;
+            if old || name.to_string_lossy().starts_with(TEMPORARY) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// How [`write_atomic`] names what is not finished.
+const TEMPORARY: &str = ".tmp-";
+
+fn is_of_rows(name: &str) -> bool {
+    name.starts_with("rows-") && name.ends_with(".safetensors")
+}
+
+/// Makes the directory, or refuses one with an index or anything else in it. What an interrupted creation left is nothing.
+pub(super) fn make_directory(dir: &Path) -> Result<()> {
+    if dir.is_file() {
+        return Err(Error::Occupied { dir: dir.into(), what: "is a file" });
+    }
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let name = entry.map_err(Error::io(dir))?.file_name();
+        let name = name.to_string_lossy();
+        if name == NAME {
+            return Err(Error::Occupied { dir: dir.into(), what: "holds an index already" });
+        }
+        if !is_of_rows(&name) && name != LOCK && !name.starts_with(TEMPORARY) {
+            return Err(Error::Occupied { dir: dir.into(), what: "is not empty, and no index" });
+        }
+    }
+    Ok(())
+}
+
+/// The right to write, until it is dropped. The system takes it back from a process that dies.
+pub(crate) struct Lock(#[expect(dead_code, reason = "what it is locked by is open as long as this is")] File);
+
+pub(super) fn lock(dir: &Path) -> Result<Lock> {
+    let path = dir.join(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock(file)),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::Busy { dir: dir.into(), what: "another run is writing this index" })
+        }
+        Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
+    }
+}

@@ -1,0 +1,273 @@
+//! The modules of a sentence-transformers directory: what is done to the hidden states of an encoder, and what the files
+//! around them say of prompts and lengths.
+
+use crate::{
+    Error, Result,
+    directory::{Directory, Object},
+    pooling::{Pooling, PoolingMode},
+};
+use candle_core::{D, DType, Device, Tensor};
+use mc_backend::{Weight, ops};
+use mc_checkpoint::{SafeTensors, WeightSource};
+use serde_json::Value;
+
+/// What a directory says.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    /// Where the encoder and its tokenizer are.
+    pub(crate) transformer: Directory,
+    /// Whether there was no `modules.json`.
+    pub(crate) bare: bool,
+    pub(crate) max_seq_length: Option<usize>,
+    pub(crate) lower_case: bool,
+    pub(crate) pooling: Pooling,
+    pub(crate) steps: Vec<Step>,
+    /// By name, in the order of the file.
+    pub(crate) prompts: Vec<(String, String)>,
+    pub(crate) default_prompt: Option<String>,
+}
+
+/// What is done to vectors of texts.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Dense(Dense),
+    Normalize,
+}
+
+const MODULES: &str = "modules.json";
+const WEIGHTS: &str = "model.safetensors";
+
+impl Recipe {
+    /// Reads the files around an encoder whose hidden states have this width.
+    pub(crate) fn read(directory: &Directory) -> Result<Self> {
+        let mut recipe = Self {
+            transformer: directory.clone(),
+            bare: true,
+            max_seq_length: None,
+            lower_case: false,
+            pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
+            steps: vec![],
+            prompts: vec![],
+            default_prompt: None,
+        };
+        recipe.read_settings(directory)?;
+        let Some(modules) = directory.value(MODULES)? else { return Ok(recipe) };
+        recipe.bare = false;
+        let wrong = |what: &str| directory.error(MODULES, what, None);
+        let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules")) };
+        let mut pooled = false;
+        for (at, module) in modules.iter().enumerate() {
+            let text = |field: &str| module.get(field).and_then(Value::as_str);
+            let Some(kind) = text("type") else { return Err(wrong(&format!("module {at} has no `type`"))) };
+            let folder = directory.folder(text("path").unwrap_or_default());
+            match kind.rsplit('.').next().unwrap_or(kind) {
+                "Transformer" if at == 0 => {
+                    recipe.transformer = folder;
+                    recipe.read_lengths()?;
+                }
+                "Pooling" if at == 1 => {
+                    recipe.pooling = read_pooling(&folder)?;
+                    pooled = true;
+                }
+                "Dense" if pooled => recipe.steps.push(Step::Dense(Dense::read(&folder)?)),
+                // Its folder holds nothing, and not every program keeps empty folders.
+                "Normalize" if pooled => recipe.steps.push(Step::Normalize),
+                // Does nothing outside training.
+                "Dropout" if pooled => {}
+                "Transformer" | "Pooling" | "Dense" | "Normalize" | "Dropout" => {
+                    let problem = format!("`{kind}` is module {at}, where it has no meaning");
+                    return Err(wrong(&problem));
+                }
+                _ => {
+                    let hint = "supported are Transformer, Pooling, Dense, Normalize";
+                    return Err(directory.error(MODULES, &format!("module {at} is of type `{kind}`"), Some(hint)));
+                }
+            }
+        }
+        if !pooled {
+            return Err(wrong("has no Pooling after a Transformer, so nothing makes one vector of a text"));
+        }
+        Ok(recipe)
+    }
+
+    /// `sentence_bert_config.json`, which is called after other architectures too.
+    fn read_lengths(&mut self) -> Result<()> {
+        for name in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
+            if let Some(config) = self.transformer.json(&format!("sentence_{name}_config.json"))? {
+                self.max_seq_length = config.size("max_seq_length")?;
+                self.lower_case = config.flag("do_lower_case", false)?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// `config_sentence_transformers.json`.
+    fn read_settings(&mut self, directory: &Directory) -> Result<()> {
+        const FILE: &str = "config_sentence_transformers.json";
+        let Some(config) = directory.json(FILE)? else { return Ok(()) };
+        if let Some(prompts) = config.map.get("prompts").filter(|v| !v.is_null()) {
+            let Value::Object(map) = prompts else { return Err(config.wrong("prompts", prompts, "an object")) };
+            for (name, prompt) in map {
+                match prompt {
+                    Value::String(text) => self.prompts.push((name.clone(), text.clone())),
+                    Value::Null => {}
+                    other => return Err(config.wrong(&format!("prompts.{name}"), other, "a string")),
+                }
+            }
+        }
+        self.default_prompt = config.text("default_prompt_name").map(Into::into);
+        match &self.default_prompt {
+            Some(name) if !self.prompts.iter().any(|(known, _)| known == name) => Err(directory.error(
+                FILE,
+                &format!("`default_prompt_name` is `{name}`, which is no prompt of it"),
+                None,
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn read_config(folder: &Directory) -> Result<Object> {
+    let hint = "a module's folder is part of the model; copy or download it whole";
+    folder.json("config.json")?.ok_or_else(|| folder.error("config.json", "is missing", Some(hint)))
+}
+
+/// A pooling's configuration, as it is written today or as it was before.
+fn read_pooling(folder: &Directory) -> Result<Pooling> {
+    let config = read_config(folder)?;
+    let modes = match config.map.get("pooling_mode").filter(|v| !v.is_null()) {
+        Some(written) => read_modes(&config, written)?,
+        None => read_old_modes(folder, &config)?,
+    };
+    Ok(Pooling { modes, include_prompt: config.flag("include_prompt", true)? })
+}
+
+/// `pooling_mode`: a name or a list of them.
+fn read_modes(config: &Object, written: &Value) -> Result<Vec<PoolingMode>> {
+    let names = match written {
+        Value::Array(names) => names.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let named = |name: &Value| PoolingMode::ALL.into_iter().find(|mode| name.as_str() == Some(mode.name()));
+    let modes: Option<Vec<_>> = names.iter().map(named).collect();
+    modes.filter(|modes| !modes.is_empty()).ok_or_else(|| {
+        let all = PoolingMode::ALL.map(PoolingMode::name).join(", ");
+        config.wrong("pooling_mode", written, &format!("one or several of {all}"))
+    })
+}
+
+/// A flag for each mode; the mean where none is set.
+fn read_old_modes(folder: &Directory, config: &Object) -> Result<Vec<PoolingMode>> {
+    let known = |key: &str| PoolingMode::ALL.iter().any(|mode| mode.old_name() == key);
+    if let Some(unknown) = config.map.keys().find(|key| key.starts_with("pooling_mode_") && !known(key)) {
+        return Err(folder.error("config.json", &format!("`{unknown}` is no pooling that there is"), None));
+    }
+    let mut modes = vec![];
+    for mode in PoolingMode::ALL {
+        if config.flag(mode.old_name(), false)? {
+            modes.push(mode);
+        }
+    }
+    Ok(if modes.is_empty() { vec![PoolingMode::Mean] } else { modes })
+}
+
+/// A projection of vectors.
+#[derive(Debug)]
+pub(crate) struct Dense {
+    file: String,
+    weight: Weight,
+    bias: Option<Tensor>,
+    activation: DenseActivation,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DenseActivation {
+    Identity,
+    Tanh,
+    Relu,
+    Gelu,
+    Sigmoid,
+}
+
+impl Dense {
+    fn read(folder: &Directory) -> Result<Self> {
+        let config = read_config(folder)?;
+        let size = |field: &str| config.size(field)?.ok_or_else(|| config.missing(field));
+        let (inner, outer) = (size("in_features")?, size("out_features")?);
+        let activation = match config.text("activation_function") {
+            // What sentence-transformers takes where nothing is said.
+            None => DenseActivation::Tanh,
+            Some(path) => match path.rsplit('.').next().unwrap_or(path) {
+                "Identity" => DenseActivation::Identity,
+                "Tanh" => DenseActivation::Tanh,
+                "ReLU" => DenseActivation::Relu,
+                "GELU" => DenseActivation::Gelu,
+                "Sigmoid" => DenseActivation::Sigmoid,
+                _ => {
+                    let found = Value::String(path.into());
+                    return Err(config.wrong("activation_function", &found, "Identity, Tanh, ReLU, GELU or Sigmoid"));
+                }
+            },
+        };
+        if config.flag("use_residual", false)? {
+            return Err(config.wrong(
+                "use_residual",
+                &Value::Bool(true),
+                "false: a sum with its input is not supported",
+            ));
+        }
+        for field in ["module_input_name", "module_output_name"] {
+            if let Some(name) = config.text(field).filter(|name| *name != "sentence_embedding") {
+                return Err(config.wrong(field, &Value::String(name.into()), "\"sentence_embedding\""));
+            }
+        }
+        let path = std::path::PathBuf::from(folder.name(WEIGHTS));
+        if !path.is_file() {
+            let hint = "weights are read from safetensors; convert pytorch_model.bin if that is what is there";
+            return Err(folder.error(WEIGHTS, "is missing", Some(hint)));
+        }
+        let source = SafeTensors::open(path)?;
+        let weight = source.tensor("linear.weight", &[outer, inner], &Device::Cpu, DType::F32)?;
+        let bias = config.flag("bias", true)?;
+        let bias = bias.then(|| source.tensor("linear.bias", &[outer], &Device::Cpu, DType::F32)).transpose()?;
+        Ok(Self { file: folder.name("config.json"), weight: Weight::from_tensor(&weight)?, bias, activation })
+    }
+}
+
+impl Step {
+    /// The width of its output for vectors of width `width`, if it can read them.
+    pub(crate) fn width(&self, width: usize) -> Result<usize> {
+        match self {
+            Self::Dense(dense) if dense.weight.cols() != width => {
+                let problem = format!("`in_features` is {}, but vectors have {width}", dense.weight.cols());
+                Err(Error::Directory { file: dense.file.clone(), problem, hint: None })
+            }
+            Self::Dense(dense) => Ok(dense.weight.rows()),
+            Self::Normalize => Ok(width),
+        }
+    }
+
+    /// Vectors `(n, width)` in `f32` on the CPU.
+    pub(crate) fn run(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let dense = match self {
+            Self::Dense(dense) => dense,
+            Self::Normalize => return normalized(x),
+        };
+        let y = ops::linear(x, &dense.weight, dense.bias.as_ref())?;
+        match dense.activation {
+            DenseActivation::Identity => Ok(y),
+            DenseActivation::Tanh => y.tanh(),
+            DenseActivation::Relu => y.relu(),
+            DenseActivation::Gelu => ops::gelu(&y, ops::Gelu::Exact),
+            // σ(x) = ½(1 + tanh(x/2))
+            DenseActivation::Sigmoid => ((y * 0.5)?.tanh()? + 1.0)? * 0.5,
+        }
+    }
+}
+
+/// Rows of length 1; those of length 0 stay.
+pub(crate) fn normalized(x: &Tensor) -> candle_core::Result<Tensor> {
+    let length = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    x.broadcast_div(&length.maximum(1e-12)?)
+}

@@ -1,0 +1,285 @@
+//! What is wrong with texts, directories and requests: each has one meaning, and errors name the file and the field.
+
+#![expect(clippy::result_large_err, reason = "an error is made once in a test")]
+
+use mc_checkpoint::ModelDir;
+use mc_embed::{CrossEncoder, EmbeddingModel, EncodeOptions, Error, Prompt};
+use mc_models::ModelLoader;
+use mc_testkit::{Tolerance, assert_close};
+use serde_json::{Value, json};
+use std::{fs, path::Path};
+use tempfile::TempDir;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A copy of one of the golden models.
+struct Copy(TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Result<Self> {
+        fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+            fs::create_dir_all(to)?;
+            for entry in fs::read_dir(from)? {
+                let path = entry?.path();
+                let Some(name) = path.file_name() else { continue };
+                if path.is_dir() {
+                    copy(&path, &to.join(name))?;
+                } else {
+                    fs::copy(&path, to.join(name))?;
+                }
+            }
+            Ok(())
+        }
+        let dir = tempfile::tempdir()?;
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name), dir.path())?;
+        Ok(Self(dir))
+    }
+
+    fn write(&self, file: &str, json: &Value) -> Result<()> {
+        let path = self.0.path().join(file);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
+        Ok(fs::write(path, json.to_string())?)
+    }
+
+    /// Changes a field of a JSON file, or removes it.
+    fn set(&self, file: &str, field: &str, value: &Value) -> Result<()> {
+        let mut json: Value = serde_json::from_slice(&fs::read(self.0.path().join(file))?)?;
+        json[field] = value.clone();
+        self.write(file, &json)
+    }
+
+    fn load(&self) -> std::result::Result<EmbeddingModel, Error> {
+        EmbeddingModel::from_dir(&ModelDir::open(self.0.path())?, &ModelLoader::new())
+    }
+
+    /// Fails to load with a message that ends so, and a hint that begins so.
+    #[track_caller]
+    fn check(&self, message: &str, hint: Option<&str>) {
+        check_error(self.load(), message, hint);
+    }
+}
+
+#[track_caller]
+fn check_error<T: std::fmt::Debug>(result: std::result::Result<T, Error>, message: &str, hint: Option<&str>) {
+    let Err(error) = result else { panic!("{message}: {result:?}") };
+    let found = error.to_string();
+    assert!(found.ends_with(message) && !found.contains('\n'), "{found}, expected {message}");
+    let found = error.hint();
+    if let Some(hint) = hint {
+        assert!(found.as_ref().is_some_and(|found| found.starts_with(hint)), "{found:?}, expected {hint}");
+    }
+    assert!(found.is_none_or(|h| !h.ends_with('.') && h.starts_with(char::is_lowercase)));
+}
+
+#[test]
+fn texts_of_every_length() -> Result<()> {
+    let model = Copy::of("models/bert-mean")?.load()?;
+    let none: [&str; 0] = [];
+    assert_eq!(model.encode(&none)?.dims(), [0, 20]);
+    assert_eq!(model.encode_query(&none)?.dims(), [0, 20]);
+    // Nothing is two special tokens, and so a vector.
+    let empty = model.encode(&["", ""])?.to_vec2::<f32>()?;
+    assert!(empty[0] == empty[1] && empty[0].iter().any(|x| *x != 0.0));
+    // 100,000 characters are what is left of them.
+    let words = "river mountain ".repeat(6667);
+    let options = EncodeOptions::default();
+    // But one word of that length is one that the vocabulary does not know.
+    for (long, cut) in [("x".repeat(100_000), 0), ("é ".repeat(50_000), 1), (words, 1)] {
+        let embedded = model.encode_with(&[&long], &options, &mut |_| {})?;
+        assert_eq!((embedded.truncated, embedded.vectors.dims()), (cut, &[1, 20][..]));
+    }
+    // Only what is read decides.
+    let long = "river mountain ".repeat(300);
+    let two = [long.clone(), long + "and something at the end"];
+    let rows = model.encode(&two)?;
+    assert_close("cut", &rows.narrow(0, 0, 1)?, &rows.narrow(0, 1, 1)?, Tolerance::absolute(0.0));
+    Ok(())
+}
+
+/// A tokenizer without special tokens makes nothing of nothing.
+#[test]
+fn a_text_without_tokens_is_zeros() -> Result<()> {
+    let copy = Copy::of("models/qwen3-last")?;
+    copy.set("tokenizer.json", "post_processor", &Value::Null)?;
+    let vectors = copy.load()?.encode(&["", "bread", ""])?.to_vec2::<f32>()?;
+    assert!(vectors[0] == vec![0.0; 24] && vectors[2] == vectors[0] && vectors[1].iter().any(|x| *x != 0.0));
+    Ok(())
+}
+
+#[test]
+fn dimensions_and_prompts_that_there_are_not() -> Result<()> {
+    let model = Copy::of("models/bert-mean")?.load()?;
+    let with = |prompt, dimensions| {
+        model.encode_with(&["x"], &EncodeOptions { prompt, dimensions, ..EncodeOptions::default() }, &mut |_| {})
+    };
+    check_error(with(Prompt::Default, Some(0)), "cannot cut vectors of 20 dimensions to 0", Some("ask for 1 to 20"));
+    check_error(with(Prompt::Default, Some(21)), "cannot cut vectors of 20 dimensions to 21", Some("ask for 1 to 20"));
+    assert_eq!(with(Prompt::Default, Some(20))?.vectors.dims(), [1, 20]);
+    check_error(with(Prompt::Named("query"), None), "the model has no prompt `query`", Some("it has none"));
+    Ok(())
+}
+
+#[test]
+fn modules_that_make_no_sense() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let transformer = json!({"type": "a.b.Transformer", "path": ""});
+    let pooling = json!({"type": "a.b.Pooling", "path": "1_Pooling"});
+    for (modules, message) in [
+        (json!({}), "modules.json: is not a list of modules"),
+        (json!([{"path": ""}]), "modules.json: module 0 has no `type`"),
+        (json!([transformer]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
+        (json!([]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
+        (json!([pooling, transformer]), "`a.b.Pooling` is module 0, where it has no meaning"),
+        (json!([transformer, pooling, pooling]), "`a.b.Pooling` is module 2, where it has no meaning"),
+        (json!([transformer, {"type": "x.CLIPModel", "path": ""}]), "module 1 is of type `x.CLIPModel`"),
+        (json!([transformer, {"type": "Pooling", "path": "../outside"}]), "is outside the directory"),
+        (json!([transformer, {"type": "Pooling", "path": "9_Pooling"}]), "9_Pooling/config.json: is missing"),
+        (json!([transformer, pooling, {"type": "Dense", "path": "2_Dense"}]), "2_Dense/config.json: is missing"),
+    ] {
+        copy.write("modules.json", &modules)?;
+        copy.check(message, None);
+    }
+    // What needs no folder needs none, and what only trains does nothing.
+    let dropout = json!({"type": "Dropout", "path": "3"});
+    copy.write("modules.json", &json!([transformer, pooling, dropout, {"type": "Normalize", "path": "7"}]))?;
+    copy.load()?.encode(&["bread"])?;
+    fs::write(copy.0.path().join("modules.json"), "[")?;
+    let Err(error) = copy.load() else { panic!("half a file was read") };
+    assert!(error.to_string().contains("modules.json: is no JSON: "), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_pooling() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let all = "one or several of cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken";
+    for mode in [json!("first"), json!([]), json!(["mean", "median"]), json!(3), json!({"mean": true})] {
+        copy.write("1_Pooling/config.json", &json!({"pooling_mode": mode}))?;
+        copy.check(&format!("1_Pooling/config.json: `pooling_mode` is {mode}, expected {all}"), None);
+    }
+    copy.write("1_Pooling/config.json", &json!({"pooling_mode_cls_token": "yes"}))?;
+    copy.check("`pooling_mode_cls_token` is \"yes\", expected true or false", None);
+    copy.write("1_Pooling/config.json", &json!({"pooling_mode_median_tokens": true}))?;
+    copy.check("`pooling_mode_median_tokens` is no pooling that there is", None);
+    copy.write("1_Pooling/config.json", &json!({"pooling_mode": "mean", "include_prompt": 1}))?;
+    copy.check("`include_prompt` is 1, expected true or false", None);
+    // Of no modes the mean, as sentence-transformers has it.
+    let mean = Copy::of("models/bert-mean")?.load()?.encode(&["bread and paper"])?;
+    copy.write("1_Pooling/config.json", &json!({"word_embedding_dimension": 20}))?;
+    assert_close("no mode", &copy.load()?.encode(&["bread and paper"])?, &mean, Tolerance::absolute(0.0));
+    Ok(())
+}
+
+#[test]
+fn a_wrong_projection() -> Result<()> {
+    let file = "2_Dense/config.json";
+    let changed = |field: &str, value: Value| -> Result<Copy> {
+        let copy = Copy::of("models/bert-cls-dense")?;
+        copy.set(file, field, &value)?;
+        Ok(copy)
+    };
+    let expected = "expected Identity, Tanh, ReLU, GELU or Sigmoid";
+    changed("activation_function", json!("my.Swish"))?
+        .check(&format!("`activation_function` is \"my.Swish\", {expected}"), None);
+    changed("use_residual", json!(true))?.check("expected false: a sum with its input is not supported", None);
+    changed("module_input_name", json!("token_embeddings"))?
+        .check("`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"", None);
+    changed("in_features", json!(null))?.check("2_Dense/config.json: `in_features` is missing", None);
+    changed("out_features", json!(12))?.check("tensor `linear.weight` is (13, 28), expected (12, 28)", None);
+    let copy = changed("bias", json!(false))?;
+    copy.load()?;
+    fs::remove_file(copy.0.path().join("2_Dense/model.safetensors"))?;
+    copy.check("2_Dense/model.safetensors: is missing", Some("weights are read from safetensors"));
+    // Three times as wide as what the projection reads.
+    let copy = Copy::of("models/bert-cls-dense")?;
+    copy.write("1_Pooling/config.json", &json!({"pooling_mode": ["cls", "mean", "max"]}))?;
+    copy.check("2_Dense/config.json: `in_features` is 28, but vectors have 84", None);
+    Ok(())
+}
+
+#[test]
+fn wrong_settings() -> Result<()> {
+    let copy = Copy::of("models/bert-cls-dense")?;
+    let settings = "config_sentence_transformers.json";
+    for (json, message) in [
+        (json!({"prompts": ["a"]}), "`prompts` is [\"a\"], expected an object"),
+        (json!({"prompts": {"query": 3}}), "`prompts.query` is 3, expected a string"),
+        (json!({"default_prompt_name": "query"}), "`default_prompt_name` is `query`, which is no prompt of it"),
+        (json!([]), "config_sentence_transformers.json: is not a JSON object"),
+    ] {
+        copy.write(settings, &json)?;
+        copy.check(message, None);
+    }
+    copy.write(settings, &json!({}))?;
+    copy.write("sentence_bert_config.json", &json!({"max_seq_length": 0}))?;
+    copy.check("`max_seq_length` is 0, expected a whole number of at least 1", None);
+    // More than there are positions is as many as there are.
+    copy.write("sentence_bert_config.json", &json!({"max_seq_length": 5000}))?;
+    assert_eq!(copy.load()?.max_tokens(), 64);
+    fs::remove_file(copy.0.path().join("tokenizer.json"))?;
+    let Err(error) = copy.load() else { panic!("there is no tokenizer") };
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    Ok(())
+}
+
+/// The tokenizer of one model with the weights of another, which has fewer words.
+#[test]
+fn ids_beyond_the_vocabulary() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let from = Copy::of("models/modernbert-weighted")?;
+    fs::copy(from.0.path().join("tokenizer.json"), copy.0.path().join("tokenizer.json"))?;
+    let text = "mountain violin thunder yellow zebra";
+    let Err(error) = copy.load()?.encode(&[text]) else { panic!("an id was read beyond the table") };
+    assert!(error.to_string().contains("is not below the vocabulary of 150"), "{error}");
+    Ok(())
+}
+
+/// A pair has token types 0 and 1; a model whose table has one row has no second.
+#[test]
+fn a_token_type_that_the_model_has_not() -> Result<()> {
+    let copy = Copy::of("cross/bert")?;
+    let path = copy.0.path().join("model.safetensors");
+    let device = candle_core::Device::Cpu;
+    let mut tensors = candle_core::safetensors::load(&path, &device)?;
+    let name = "bert.embeddings.token_type_embeddings.weight".to_string();
+    let first = tensors[&name].narrow(0, 0, 1)?.contiguous()?;
+    tensors.insert(name, first);
+    candle_core::safetensors::save(&tensors, &path)?;
+    copy.set("config.json", "type_vocab_size", &json!(1))?;
+    let model = CrossEncoder::load(copy.0.path(), &ModelLoader::new())?;
+    let Err(error) = model.score("a", &["b"]) else { panic!("there is no second type") };
+    assert!(error.to_string().contains("token type 1 is not below the 1 of the model"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn what_is_no_reranker() -> Result<()> {
+    let load = |name: &str, change: &dyn Fn(&Copy) -> Result<()>| -> Result<_> {
+        let copy = Copy::of(name)?;
+        change(&copy)?;
+        Ok(CrossEncoder::load(copy.0.path(), &ModelLoader::new()))
+    };
+    let activation =
+        |copy: &Copy| copy.set("config.json", "sbert_ce_default_activation_function", &json!("torch.nn.Softmax"));
+    check_error(
+        load("cross/bert", &activation)?,
+        "`activation_fn` is \"torch.nn.Softmax\", expected Sigmoid or Identity",
+        None,
+    );
+    let two = |copy: &Copy| -> Result<()> {
+        let path = copy.0.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?;
+        for name in ["classifier.weight", "classifier.bias"] {
+            let one = &tensors[name];
+            let both = candle_core::Tensor::cat(&[one, one], 0)?;
+            tensors.insert(name.into(), both);
+        }
+        Ok(candle_core::safetensors::save(&tensors, path)?)
+    };
+    check_error(load("cross/bert", &two)?, "the model gives 2 scores, expected one", Some("a reranker has one label"));
+    let Err(error) = load("models/mpnet-mean", &|_| Ok(()))? else { panic!("an mpnet was read as a reranker") };
+    assert!(error.to_string().ends_with("`model_type` is \"mpnet\", whose head is not supported"), "{error}");
+    let Err(error) = load("models/bert-bare", &|_| Ok(()))? else { panic!("an encoder was read as a reranker") };
+    assert!(error.to_string().contains("classifier.weight"), "{error}");
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! Folders of real files: what is indexed, what is left out, and what a second run does again.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
+
+use candle_core::Device;
+use mc_embed::{
+    EmbeddingModel, EncodeOptions, Prompt,
+    documents::{Chunking, DocumentIndex, DocumentsConfig, Failure, Progress, SkipReason, TextModel, Update},
+    index::{IndexConfig, VectorDtype, VectorIndex},
+};
+use std::{
+    cell::RefCell,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+use tempfile::TempDir;
+
+const DIMENSIONS: usize = 64;
+
+/// A model for tests: how often words occur, by the sum of their letters.
+fn bag_of_words(texts: &[&str]) -> Vec<f32> {
+    let vector = |text: &&str| {
+        let mut counts = vec![0f32; DIMENSIONS];
+        for word in text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {
+            let hash = word.to_lowercase().bytes().fold(7u32, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+            counts[hash as usize % DIMENSIONS] += 1.0;
+        }
+        counts
+    };
+    texts.iter().flat_map(vector).collect()
+}
+
+/// A model whose tokens are words.
+fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a) -> TextModel<'a> {
+    TextModel { name: "bag", tokens: Box::new(|text| Ok(text.split_whitespace().count())), embed: Box::new(embed) }
+}
+
+struct Place {
+    dir: TempDir,
+    /// What was embedded.
+    seen: RefCell<Vec<String>>,
+}
+
+impl Place {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap(), seen: RefCell::default() };
+        fs::create_dir(place.folder()).unwrap();
+        for (name, text) in files {
+            place.write(name, text);
+        }
+        place
+    }
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("notes")
+    }
+    fn index(&self) -> PathBuf {
+        self.dir.path().join("index")
+    }
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        let path = self.folder().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    fn with<R>(&self, f: impl FnOnce(&TextModel) -> R) -> R {
+        let embed = |texts: &[&str]| {
+            self.seen.borrow_mut().extend(texts.iter().map(ToString::to_string));
+            Ok(bag_of_words(texts))
+        };
+        f(&bag(embed))
+    }
+    fn create(&self) -> DocumentIndex {
+        let config = DocumentsConfig { chunking: Chunking { size: 16, overlap: 4 }, ..self.config() };
+        self.with(|model| DocumentIndex::create(self.index(), config, VectorDtype::Int8, model)).unwrap()
+    }
+    fn config(&self) -> DocumentsConfig {
+        DocumentsConfig::new(self.folder()).unwrap()
+    }
+    /// Updates the index as a new process would; what it did, and which chunks it embedded.
+    fn update(&self) -> (Update, Vec<String>) {
+        let mut index = DocumentIndex::open(self.index()).unwrap();
+        self.seen.borrow_mut().clear();
+        let update = self.with(|model| index.update(model, &mut |_| {})).unwrap();
+        let fingerprint = 1;
+        (update, self.seen.borrow().iter().skip(fingerprint).cloned().collect())
+    }
+    /// The best chunk: its file in the folder, lines and text.
+    fn best(&self, query: &str) -> (String, (usize, usize), String) {
+        let found = DocumentIndex::open(self.index()).unwrap().search(&bag_of_words(&[query]), 1).unwrap().remove(0);
+        let path = found.path.strip_prefix(self.config().folder).unwrap().display().to_string();
+        (path, (found.first_line, found.last_line), found.text)
+    }
+}
+
+/// What happened to files: added, changed, removed, unchanged.
+fn counts(update: &Update) -> [usize; 4] {
+    [update.added, update.changed, update.removed, update.unchanged]
+}
+
+const TIDES: &str =
+    "# Tides\n\nThe sea rises twice a day, and falls as often.\n\n# Boats\n\nA boat in the harbour lies dry at noon.\n";
+
+#[test]
+fn a_folder_is_found_again_by_lines() {
+    let place = Place::new(&[("tides.md", TIDES), ("deep/er/cats.txt", "Cats sleep.\n\nDogs bark at night.\n")]);
+    drop(place.create());
+    let (update, seen) = place.update();
+    assert_eq!((counts(&update), update.embedded, seen.len()), ([2, 0, 0, 0], 3, 3));
+    let boats = ("tides.md".into(), (5, 7), "# Boats\n\nA boat in the harbour lies dry at noon.".to_string());
+    assert_eq!(place.best("boat harbour dry"), boats);
+    assert_eq!(place.best("dogs bark").0, "deep/er/cats.txt");
+    let index = DocumentIndex::open(place.index()).unwrap();
+    assert_eq!((index.vectors().len(), index.documents().chunking.size), (3, 16));
+    assert!(index.search(&bag_of_words(&["sea"]), 99).unwrap().is_sorted_by(|a, b| a.score >= b.score));
+}
+
+#[test]
+fn the_second_run_embeds_only_what_has_changed() {
+    let place = Place::new(&[("a.md", "alpha one"), ("b.md", "beta two"), ("c.md", "gamma three")]);
+    drop(place.create());
+    place.update();
+    let (update, seen) = place.update();
+    assert_eq!((counts(&update), update.embedded, seen.len()), ([0, 0, 0, 3], 0, 0));
+
+    place.write("b.md", "delta four five");
+    place.write("d.txt", "epsilon");
+    fs::remove_file(place.folder().join("c.md")).unwrap();
+    let (update, seen) = place.update();
+    assert_eq!(counts(&update), [1, 1, 1, 1]);
+    assert_eq!(seen, ["delta four five", "epsilon"]);
+    assert_eq!(place.best("delta").2, "delta four five");
+    let all = DocumentIndex::open(place.index()).unwrap().search(&bag_of_words(&["beta gamma"]), 9).unwrap();
+    let texts: Vec<_> = all.iter().map(|found| found.text.as_str()).collect();
+    assert!(texts.len() == 3 && !texts.contains(&"beta two") && !texts.contains(&"gamma three"), "{texts:?}");
+
+    // Touched, and the same text: known by its content.
+    let later = SystemTime::now() + Duration::from_mins(1);
+    fs::File::options().write(true).open(place.folder().join("a.md")).unwrap().set_modified(later).unwrap();
+    let (update, seen) = place.update();
+    assert_eq!((counts(&update), seen.len()), ([0, 0, 0, 3], 0));
+
+    fs::remove_dir_all(place.folder()).unwrap();
+    fs::create_dir(place.folder()).unwrap();
+    let (update, _) = place.update();
+    assert_eq!(counts(&update), [0, 0, 3, 0]);
+    assert!(DocumentIndex::open(place.index()).unwrap().search(&bag_of_words(&["alpha"]), 3).unwrap().is_empty());
+}
+
+#[test]
+fn a_changed_text_of_the_same_length_is_seen_by_its_time() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    drop(place.create());
+    place.update();
+    place.write("a.md", "omega");
+    let later = SystemTime::now() + Duration::from_mins(1);
+    fs::File::options().write(true).open(place.folder().join("a.md")).unwrap().set_modified(later).unwrap();
+    assert_eq!(place.update().1, ["omega"]);
+}
+
+#[test]
+fn what_is_no_text_is_left_out_and_said() {
+    let place = Place::new(&[("good.md", "good"), ("other.rs", "fn main() {}"), ("UPPER.MD", "upper")]);
+    place.write("binary.txt", b"a\0b");
+    place.write("latin.txt", b"caf\xe9");
+    place.write(".hidden.md", "secret");
+    place.write(".git/notes.md", "secret");
+    place.write("bom.txt", "\u{feff}marked");
+    place.write("empty.txt", "");
+    let huge = fs::File::create(place.folder().join("huge.txt")).unwrap();
+    huge.set_len((64 << 20) + 1).unwrap();
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("..", place.folder().join("loop")).unwrap();
+        std::os::unix::fs::symlink("good.md", place.folder().join("link.md")).unwrap();
+        std::os::unix::fs::symlink("nowhere", place.folder().join("broken.md")).unwrap();
+    }
+    drop(place.create());
+    let (update, seen) = place.update();
+    assert_eq!((update.added, seen), (4, ["upper", "marked", "good"].map(String::from).to_vec()));
+    let mut skipped: Vec<_> = update.skipped.iter().map(|s| (name(&s.path), s.reason.clone())).collect();
+    skipped.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut expected = vec![
+        (".git", SkipReason::Hidden),
+        (".hidden.md", SkipReason::Hidden),
+        ("binary.txt", SkipReason::Binary),
+        ("huge.txt", SkipReason::TooLarge),
+        ("latin.txt", SkipReason::NotUtf8),
+    ];
+    if cfg!(unix) {
+        expected.extend(["broken.md", "link.md", "loop"].map(|name| (name, SkipReason::Link)));
+    }
+    expected.sort_by_key(|(name, _)| *name);
+    assert_eq!(skipped, expected.into_iter().map(|(n, r)| (n.to_string(), r)).collect::<Vec<_>>());
+
+    // A text that becomes something else disappears.
+    place.write("good.md", b"now\0binary");
+    assert_eq!(counts(&place.update().0), [0, 0, 1, 3]);
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_string()
+}
+
+/// More chunks than are embedded at a time, and progress that never goes back.
+#[test]
+fn long_files_and_progress() {
+    let line = |i: usize| if i == 4321 { "zebra zebra zebra\n".into() } else { format!("w{i} x{}\n", i % 7) };
+    let text: String = (0..9000).map(line).collect();
+    let place = Place::new(&[("long.txt", &text), ("short.txt", "needle in hay")]);
+    let mut index = place.create();
+    let mut seen: Vec<Progress> = vec![];
+    let update = place.with(|model| index.update(model, &mut |p| seen.push(p))).unwrap();
+    assert!(update.embedded > 1000, "{update:?}");
+    assert!(seen.is_sorted_by(|a, b| a.chunks <= b.chunks && a.files <= b.files) && seen.len() > 4);
+    let last = seen.last().unwrap();
+    assert_eq!((last.files, last.of_files, last.chunks, last.of_chunks), (2, 2, update.embedded, update.embedded));
+    assert_eq!(place.best("needle hay").0, "short.txt");
+    let found = place.best("zebra");
+    assert!(found.2.contains("zebra") && (found.1.0..=found.1.1).contains(&4322), "{found:?}");
+}
+
+#[test]
+fn another_model_a_failing_model_and_other_rows_are_refused() {
+    let place = Place::new(&[("a.md", "alpha beta gamma")]);
+    let mut index = place.create();
+    let reversed = |texts: &[&str]| Ok(bag_of_words(texts).into_iter().rev().collect());
+    let other = TextModel { name: "other", ..bag(reversed) };
+    let error = index.update(&other, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("the index has model `bag`, expected `other`"), "{error}");
+    let calls = RefCell::new(0);
+    let failing = |texts: &[&str]| {
+        *calls.borrow_mut() += 1;
+        if *calls.borrow() == 1 { Ok(bag_of_words(texts)) } else { Err("out of memory".into()) }
+    };
+    let error = index.update(&bag(failing), &mut |_| {}).unwrap_err();
+    assert_eq!(error.to_string(), "`bag`: out of memory");
+    assert!(index.vectors().is_empty());
+    let short = |texts: &[&str]| {
+        Ok(if texts.len() == 1 && texts[0].starts_with("alpha") { vec![1.0] } else { bag_of_words(texts) })
+    };
+    let error = index.update(&bag(short), &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("`bag` made 1 numbers of 1 texts"), "{error}");
+
+    let mut rows = VectorIndex::open(place.index()).unwrap();
+    let error = rows.append(&[0.0; DIMENSIONS], &[]).unwrap_err();
+    assert!(error.to_string().contains("the rows are chunks of documents"), "{error}");
+    let bare = place.dir.path().join("bare");
+    VectorIndex::create(&bare, IndexConfig { dimensions: 2, ..IndexConfig::default() }).unwrap();
+    assert!(DocumentIndex::open(&bare).unwrap_err().to_string().contains("its vectors are not of documents"));
+}
+
+#[test]
+fn a_second_update_at_once_is_refused_before_it_does_any_work() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    let mut index = place.create();
+    let other = RefCell::new(DocumentIndex::open(place.index()).unwrap());
+    let meanwhile = RefCell::new(None);
+    let embed = |texts: &[&str]| {
+        let update = place.with(|model| other.borrow_mut().update(model, &mut |_| {}));
+        *meanwhile.borrow_mut() = Some(update.unwrap_err().to_string());
+        Ok(bag_of_words(texts))
+    };
+    index.update(&bag(embed), &mut |_| {}).unwrap();
+    assert!(meanwhile.borrow().as_ref().unwrap().contains("another run is writing this index"));
+    let late = place.with(|model| other.borrow_mut().update(model, &mut |_| {})).unwrap_err();
+    assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
+}
+
+/// With a real tokenizer, chunks of the size that a model reads are read whole.
+#[test]
+fn a_model_reads_its_chunks_whole() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/bert-mean");
+    let model = EmbeddingModel::from_pretrained(dir, Device::Cpu).unwrap();
+    let size = model.max_document_tokens().unwrap();
+    assert!(size < model.max_tokens() && size >= 8, "{size} of {}", model.max_tokens());
+    let line = |i: usize| format!("The {i}th tide, and its boats; ünïcode{i}.{}", "\n".repeat(i % 3));
+    let text = (0..300).map(line).collect::<Vec<_>>().concat();
+    let place = Place::new(&[("long.md", &text), ("short.md", "one")]);
+    let chunking = Chunking { size, overlap: size / 4 };
+    let config = DocumentsConfig { chunking, ..place.config() };
+    let model_of_texts = TextModel::new("bert-mean", &model);
+    let mut index = DocumentIndex::create(place.index(), config, VectorDtype::F32, &model_of_texts).unwrap();
+    index.update(&model_of_texts, &mut |_| {}).unwrap();
+    let query: Vec<f32> = model.encode_query(&["tide"]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let texts: Vec<_> = index.search(&query, 9999).unwrap().into_iter().map(|found| found.text).collect();
+    assert!(texts.len() > 50, "{}", texts.len());
+    let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
+    assert_eq!(model.encode_with(&texts, &options, &mut |_| {}).unwrap().truncated, 0);
+    // The vector that is kept is the model's.
+    let own = model.encode_document(&texts[..1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let best = index.search(&own, 1).unwrap().remove(0);
+    assert!(best.text == texts[0] && best.score > 0.99999, "{best:?}");
+}
+
+#[test]
+fn other_settings_are_refused() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    let index = place.create();
+    let (vectors, same) = (VectorDtype::Int8, index.documents().clone());
+    index.check_settings(&same, vectors).unwrap();
+    let says = |documents: &DocumentsConfig, vectors, what: &str| {
+        let error = index.check_settings(documents, vectors).unwrap_err();
+        assert!(error.to_string().ends_with(what) && error.hint().is_some(), "{error}");
+    };
+    says(&same, VectorDtype::F32, "the index has vectors int8, expected f32");
+    let chunking = Chunking { size: 100, overlap: 4 };
+    says(&DocumentsConfig { chunking, ..same.clone() }, vectors, "the index has chunk size 16, expected 100");
+    says(&DocumentsConfig { folder: "/other".into(), ..same }, vectors, "/notes, expected /other");
+}
+
+#[test]
+fn folders_that_are_none() {
+    let place = Place::new(&[("a.md", "alpha")]);
+    assert!(DocumentsConfig::new(place.folder().join("a.md")).unwrap_err().to_string().ends_with("is a file"));
+    assert!(DocumentsConfig::new(place.folder().join("none")).is_err());
+    let mut index = place.create();
+    fs::remove_dir_all(place.folder()).unwrap();
+    let error = place.with(|model| index.update(model, &mut |_| {})).unwrap_err();
+    assert!(error.to_string().contains("notes"), "{error}");
+}

@@ -1,0 +1,74 @@
+//! Tensors of a checkpoint in the dtypes that a model wants on a device. Knows no architecture.
+
+use crate::{Projection, Result, model::Site};
+use candle_core::{DType, Device, Tensor};
+use mc_backend::{Arithmetic, DeviceExt, Weight, ops};
+use mc_checkpoint::WeightSource;
+
+/// A source of weights, and in which dtypes a model wants them.
+pub(crate) struct Loading<'a> {
+    source: &'a dyn WeightSource,
+    device: &'a Device,
+    /// The dtype of activations and biases.
+    pub(crate) activations: DType,
+    weights: Option<DType>,
+    /// What products with `bf16` matrices round their inputs to.
+    arithmetic: Arithmetic,
+    /// How many projections were loaded: the index of the next site.
+    sites: usize,
+}
+
+impl<'a> Loading<'a> {
+    pub(crate) fn new(source: &'a dyn WeightSource, device: &'a Device, dtype: Option<DType>) -> Self {
+        let activations = if device.is_cpu() { DType::F32 } else { dtype.unwrap_or_else(|| device.default_dtype()) };
+        let weights = if device.is_cpu() { dtype.filter(|d| *d != DType::F32) } else { Some(activations) };
+        let arithmetic = if dtype == Some(DType::F32) { Arithmetic::F32 } else { Arithmetic::BF16 };
+        Self { source, device, activations, weights, arithmetic, sites: 0 }
+    }
+
+    pub(crate) fn weight(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
+        let weight = self.source.weight(name, shape, self.device, self.weights)?;
+        Ok(if weight.dtype() == DType::BF16 { weight.with_arithmetic(self.arithmetic) } else { weight })
+    }
+
+    pub(crate) fn bias(&self, name: &str, width: usize) -> Result<Tensor> {
+        Ok(self.source.tensor(name, &[width], self.device, self.activations)?)
+    }
+
+    /// In `f32`, in which norms are computed.
+    pub(crate) fn norm(&self, name: &str, width: usize) -> Result<Tensor> {
+        Ok(self.source.tensor(name, &[width], self.device, DType::F32)?)
+    }
+
+    /// Scale and, where there is one, shift of a layer norm, in `f32`.
+    pub(crate) fn layer_norm(&self, path: &str, width: usize, bias: bool, eps: f64) -> Result<Norm> {
+        let bias = bias.then(|| self.norm(&format!("{path}.bias"), width)).transpose()?;
+        Ok(Norm { weight: self.norm(&format!("{path}.weight"), width)?, bias, eps })
+    }
+
+    pub(crate) fn projection(&mut self, path: String, (out, inner): (usize, usize), bias: bool) -> Result<Projection> {
+        let weight = self.weight(&format!("{path}.weight"), (out, inner))?;
+        let bias = bias.then(|| self.bias(&format!("{path}.bias"), out)).transpose()?;
+        let site = Site { index: self.sites, path, in_features: inner, out_features: out };
+        self.sites += 1;
+        Ok(Projection { site, weight, bias })
+    }
+}
+
+/// A layer norm.
+#[derive(Clone, Debug)]
+pub(crate) struct Norm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl Norm {
+    pub(crate) fn op(&self) -> ops::LayerNorm<'_> {
+        ops::LayerNorm { weight: &self.weight, bias: self.bias.as_ref(), eps: self.eps }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        ops::layer_norm(x, &self.weight, self.bias.as_ref(), self.eps)
+    }
+}
