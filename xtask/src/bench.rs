@@ -20,7 +20,7 @@ use crate::process::{self, cargo};
     that folder holds."
 )]
 pub(crate) struct Args {
-    /// Only this bench: ops, step or decode.
+    /// Only this bench: ops, step, decode, search or roofline.
     #[arg(value_name = "BENCH")]
     bench: Option<String>,
     /// Compare with the peers, and print the table of docs/benchmarks.md.

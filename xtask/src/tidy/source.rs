@@ -7,6 +7,8 @@ use super::rust::{Rust, close};
 
 /// The files that may hold `unsafe`.
 const UNSAFE_FILES: &[&str] = &[
+    "benches/roofline.rs",
+    "crates/mc-backend/src/kernels/compact.rs",
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/search.rs",
