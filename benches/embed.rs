@@ -3,6 +3,8 @@
 //!
 //! Run with: `cargo run --release -p mc-benches --example embed -- MODEL_DIR f32|bf16 FILE...`
 
+#![expect(clippy::print_stdout, reason = "a program says what it found")]
+
 use metal_candle::{
     candle_core::{DType, Device},
     embeddings::EmbeddingModel,

@@ -44,9 +44,9 @@ pub(crate) struct Args {
     /// Keep the first N dimensions
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
-    /// Tokens that are computed at once
-    #[arg(long, default_value_t = 4096, value_name = "N")]
-    batch_tokens: usize,
+    /// Tokens that are computed at once [default: what suits the device]
+    #[arg(long, value_name = "N")]
+    batch_tokens: Option<usize>,
 }
 
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {

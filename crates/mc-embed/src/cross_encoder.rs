@@ -1,6 +1,11 @@
 //! Reranking: a model reads a query and a document together and says how well they fit.
 
-use crate::{Error, ModelSource, Result, batches::batches, directory::Directory, tokens::Tokens};
+use crate::{
+    Error, ModelSource, Result,
+    batches::{batches, tokens_at_once},
+    directory::Directory,
+    tokens::Tokens,
+};
 use candle_core::{DType, Device};
 use mc_checkpoint::ModelDir;
 use mc_models::{Classifier, ModelLoader, Texts, open_model};
@@ -79,11 +84,10 @@ impl CrossEncoder {
     /// # Errors
     /// If a text cannot be tokenized, or a computation fails.
     pub fn score<S: AsRef<str> + Sync>(&self, query: &str, documents: &[S]) -> Result<Vec<f32>> {
-        const BATCH_TOKENS: usize = 4096;
         mc_backend::in_pool(|| {
             let encoded = self.tokens.of_pairs(query, documents)?;
             let lengths: Vec<usize> = encoded.iter().map(|pair| pair.ids.len()).collect();
-            let (order, batches) = batches(&lengths, BATCH_TOKENS);
+            let (order, batches) = batches(&lengths, tokens_at_once(self.classifier.encoder().device()));
             let mut scores = vec![0f32; documents.len()];
             for batch in batches {
                 let batch = &order[batch];

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::batches,
+    batches::{batches, tokens_at_once},
     directory::Directory,
     known::EmbeddingModelType,
     modules::{Recipe, Step, normalized},
@@ -48,21 +48,15 @@ pub enum Prompt<'a> {
 }
 
 /// How texts are encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncodeOptions<'a> {
     /// What stands before each text.
     pub prompt: Prompt<'a>,
     /// How many of the first dimensions are kept, at least 1 (Kusupati et al., "Matryoshka Representation Learning", 2022).
     /// Vectors of a model that gives them length 1 have it afterwards too.
     pub dimensions: Option<usize>,
-    /// How many tokens are in memory at once; a longer text is alone.
-    pub batch_tokens: usize,
-}
-
-impl Default for EncodeOptions<'_> {
-    fn default() -> Self {
-        Self { prompt: Prompt::Default, dimensions: None, batch_tokens: 4096 }
-    }
+    /// How many tokens are computed at once, which bounds memory; a longer text is alone. `None` is what suits the device.
+    pub batch_tokens: Option<usize>,
 }
 
 /// The vectors of texts, and what was done to get them.
@@ -245,7 +239,8 @@ impl EmbeddingModel {
             let prompt = if self.recipe.pooling.include_prompt { 0 } else { self.tokens.of_prompt(prompt)? };
             let lengths: Vec<usize> = encoded.iter().map(|text| text.ids.len()).collect();
             let mut vectors = vec![0f32; texts.len() * width];
-            let (order, batches) = batches(&lengths, options.batch_tokens);
+            let at_once = options.batch_tokens.unwrap_or_else(|| tokens_at_once(self.encoder.device()));
+            let (order, batches) = batches(&lengths, at_once);
             for batch in batches {
                 let end = batch.end;
                 let batch = &order[batch];

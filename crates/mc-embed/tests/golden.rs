@@ -137,7 +137,7 @@ fn a_text_of_a_batch_equals_the_text_alone_in_any_order() -> Result<()> {
         let reversed = model.encode(&backwards)?;
         let small = model.encode_with(
             &texts,
-            &EncodeOptions { batch_tokens: 40, ..with(Prompt::Default, None) },
+            &EncodeOptions { batch_tokens: Some(40), ..with(Prompt::Default, None) },
             &mut |_| {},
         )?;
         let same = Tolerance::absolute(2e-6);
@@ -155,7 +155,7 @@ fn a_text_of_a_batch_equals_the_text_alone_in_any_order() -> Result<()> {
 fn the_observer_hears_of_every_batch() -> Result<()> {
     let (model, texts) = (load("models/bert-mean", DType::F32)?, texts());
     let mut heard = vec![];
-    let options = EncodeOptions { batch_tokens: 60, ..EncodeOptions::default() };
+    let options = EncodeOptions { batch_tokens: Some(60), ..EncodeOptions::default() };
     let embedded = model.encode_with(&texts, &options, &mut |progress: Progress| heard.push(progress))?;
     assert!(heard.len() > 3 && heard.windows(2).all(|two| two[0].texts < two[1].texts));
     assert_eq!(heard.last(), Some(&Progress { texts: texts.len(), of: texts.len() }));

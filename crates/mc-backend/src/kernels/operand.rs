@@ -3,7 +3,8 @@
 //! A ([`Rows`]) is a row-major matrix of `f32` or `bf16`, nothing more, so what one product wrote as its left side
 //! another reads as a matrix ([`Matrix`]). B ([`Panels`]) is packed for each call from matrices that lie as they like:
 //! mapped weights, trained matrices, activations. Packing reads and writes each number once where the product uses it
-//! once per row of A, so from some dozens of rows on it costs little, and no second copy of a weight outlives a call, but for those of encoders ([`crate::ops::Projections`]).
+//! once per row of A, so from some dozens of rows on it costs little, and no second copy of a weight outlives a call, but
+//! for those of encoders ([`crate::ops::Projections`]).
 
 use super::{
     scratch::Scratch,
