@@ -7,7 +7,7 @@
 
 use super::{
     operand::{Matrix, Panels, Part, Rows, round},
-    simd::{self, axpy, dot, exp, simd},
+    simd::{self, dot, exp, simd},
     tile::{Arithmetic, LANES, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
@@ -319,15 +319,10 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
             #[inline(always)]
             || {
                 let query = q.row(b, i, h, d);
-                for (score, j) in scores.iter_mut().zip(keys.clone()) {
-                    *score = dot(k.row(b, j, h / group, d), query);
-                }
+                simd::dots(|j| k.row(b, keys.start + j, h / group, d), query, &mut scores);
                 s.add_bias(&mut scores, (i, h), keys.start);
                 simd::softmax(&mut scores, s.scale);
-                out.fill(0.0);
-                for (p, j) in scores.iter().zip(keys) {
-                    axpy(*p, v.row(b, j, h / group, d), out);
-                }
+                simd::weighted(|j| v.row(b, keys.start + j, h / group, d), &scores, out);
             },
         );
     };

@@ -140,6 +140,58 @@ pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Dot products of rows with x: those of 16 rows are added up together, as one row's sum by itself takes longer than its products.
+#[inline(always)]
+pub(crate) fn dots<'a>(row: impl Fn(usize) -> &'a [f32], x: &[f32], out: &mut [f32]) {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for (block, out) in out.chunks_mut(LANES).enumerate() {
+        let mut sums = [[0f32; LANES]; LANES];
+        for (j, to) in sums.iter_mut().enumerate().take(out.len()) {
+            let (row, row_rest) = row(block * LANES + j).as_chunks::<LANES>();
+            let mut sum = [0f32; LANES];
+            for (row, x) in row.iter().zip(whole) {
+                for i in 0..LANES {
+                    sum[i] = row[i].mul_add(x[i], sum[i]);
+                }
+            }
+            for (i, (row, x)) in row_rest.iter().zip(rest).enumerate() {
+                sum[i] = row.mul_add(*x, sum[i]);
+            }
+            *to = sum;
+        }
+        tile::transpose(bytemuck::cast_mut(&mut sums));
+        let mut total = [0f32; LANES];
+        for sum in sums {
+            for i in 0..LANES {
+                total[i] += sum[i];
+            }
+        }
+        out.copy_from_slice(&total[..out.len()]);
+    }
+}
+
+/// `y = Σ p[j]·row(j)`, by columns that stay in registers.
+#[inline(always)]
+pub(crate) fn weighted<'a>(row: impl Fn(usize) -> &'a [f32], p: &[f32], y: &mut [f32]) {
+    const WIDE: usize = 4 * LANES;
+    let width = y.len();
+    let (wide, rest) = y.as_chunks_mut::<WIDE>();
+    for (c, y) in wide.iter_mut().enumerate() {
+        let mut sums = [0f32; WIDE];
+        for (j, p) in p.iter().enumerate() {
+            let row = &row(j).as_chunks::<WIDE>().0[c];
+            for i in 0..WIDE {
+                sums[i] = p.mul_add(row[i], sums[i]);
+            }
+        }
+        *y = sums;
+    }
+    rest.fill(0.0);
+    for (j, p) in p.iter().enumerate() {
+        axpy(*p, &row(j)[width - rest.len()..], rest);
+    }
+}
+
 /// `Σ f(x[i])` with 16 partial sums.
 #[inline(always)]
 pub(crate) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
