@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-/// Reads for a few rows before a matrix gets its compact form.
+/// The read for a few rows at which a matrix gets its compact form.
 const PATIENCE: u32 = 4;
 /// Numbers of a matrix below which it stays in the cache anyhow.
 const SMALL: usize = 64 * 1024;
@@ -283,6 +283,24 @@ mod tests {
         let weight = Weight::from_bytes(Arc::new(bytes), 1..17, DType::F32, (2, 2))?;
         assert_eq!(weight.to_tensor(DType::F64)?.to_vec2::<f64>()?, [[1.5, -2.], [0.25, 8.]]);
         assert!(weight.elements().is_some());
+        Ok(())
+    }
+
+    /// The product before and after the matrix gets its compact form, from a clone that shares it.
+    #[test]
+    fn what_is_read_again_and_again_gives_the_same() -> Result<()> {
+        let (rows, cols) = (600, 256);
+        let numbers = |n: usize, by: usize| (0..n).map(move |i| ((i * by % 2003) as f32 - 1001.0) / 1001.0);
+        let w = Tensor::from_iter(numbers(rows * cols, 7919), &Device::Cpu)?.reshape((rows, cols))?;
+        let weight = Weight::from_tensor(&w.to_dtype(DType::BF16)?)?;
+        let x = Tensor::from_iter(numbers(cols, 31), &Device::Cpu)?.reshape((1, cols))?;
+        let product = |w: &Weight| crate::ops::linear(&x, w, None)?.flatten_all()?.to_vec1::<f32>();
+        let first = product(&weight)?;
+        for _ in 1..PATIENCE + 2 {
+            assert_eq!(product(&weight.clone())?, first);
+        }
+        let made = weight.repeated.compact.get().is_some_and(Option::is_some);
+        assert_eq!(made, compact::serves(cols) && memory::is_memory_plentiful(compact::bytes(rows, cols)));
         Ok(())
     }
 

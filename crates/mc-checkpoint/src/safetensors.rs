@@ -196,7 +196,7 @@ impl WeightSource for SafeTensors {
     }
 
     /// Touches every page, on a thread of its own, if the files fit well into memory: otherwise what is read first
-    /// would be gone again before it is used.
+    /// would be gone again before it is used. Only on Linux, which says how much memory there is.
     fn read_ahead(&self) {
         const PAGE: usize = 4096;
         let files: Vec<_> = self.files.iter().map(|file| file.bytes.clone()).collect();

@@ -1,7 +1,9 @@
 //! `metal-candle bench`: how fast this machine runs a model, and how much memory that takes. It times the engine and
 //! the trainer that the other commands use, on random tokens: speed does not depend on which. Knows no peers.
 
-use crate::{failure::wrong, finetune::targets, global::Global, report, source::open_dir};
+mod texts;
+
+use crate::{failure::wrong, finetune::targets, global::Global, report, source::{self, open_dir}};
 use anyhow::Result;
 use metal_candle::{
     backend::{DeviceExt, Purpose, Stream},
@@ -12,7 +14,10 @@ use metal_candle::{
     training::{Batch, Example, LRScheduler, Trainer, TrainingConfig, peak_memory_bytes},
 };
 use serde_json::{Map, Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Measure tokens per second and memory on this machine
 #[derive(clap::Args)]
@@ -21,7 +26,8 @@ use std::time::{Duration, Instant};
     prompt. With --train it does optimizer steps on --batch rows of --seq random tokens, the same rows at each step: the \
     loss must fall. One run warms up and is not counted; of the others the median stands, with the lowest and highest.\n\n\
     Examples:\n  metal-candle bench --model models/qwen --threads 2\n  \
-    metal-candle bench --model models/qwen --train --target q_proj,v_proj --seq 512 --json"
+    metal-candle bench --model models/qwen --train --target q_proj,v_proj --seq 512 --json\n  \
+    metal-candle bench --model models/minilm --texts notes.txt"
 )]
 pub(crate) struct Args {
     /// Directory or hub id of the model; it needs no tokenizer [default: the embedded one]
@@ -35,14 +41,18 @@ pub(crate) struct Args {
     seed: u64,
 
     /// Tokens of the prompt
-    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "train", help_heading = "Generation")]
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["train", "texts"], help_heading = "Generation")]
     prompt: u32,
     /// Tokens to generate; with 1 there is only the prompt to time
-    #[arg(long = "gen", default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "train", help_heading = "Generation")]
+    #[arg(long = "gen", default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["train", "texts"], help_heading = "Generation")]
     generate: u32,
     /// Read the whole sequence again for each token, to see what the cache is worth
-    #[arg(long, conflicts_with = "train", help_heading = "Generation")]
+    #[arg(long, conflicts_with_all = ["train", "texts"], help_heading = "Generation")]
     without_cache: bool,
+
+    /// Time the lines of a file instead, each a text that --model turns into a vector
+    #[arg(long, value_name = "FILE", conflicts_with = "train", help_heading = "Embeddings")]
+    texts: Option<PathBuf>,
 
     /// Time optimizer steps instead
     #[arg(long, help_heading = "Training")]
@@ -66,6 +76,9 @@ pub(crate) struct Args {
 
 /// Measures; `start` is when the process began.
 pub(crate) fn run(global: &Global, args: &Args, start: Instant) -> Result<()> {
+    if let Some(file) = &args.texts {
+        return texts::run(global, args, file);
+    }
     let adapter = adapter_config(args)?;
     let dir = open_dir(global, args.model.as_deref())?;
     check_lengths(args, &ModelConfig::read(&dir)?)?;
@@ -262,7 +275,7 @@ impl Report {
         let device = model.device().info().description;
         let memory = peak_memory_bytes();
         if !global.json {
-            report::line(&format!("{name}, {:?} weights, {device}", model.head().dtype()))?;
+            report::line(&format!("{name} on {}", source::computation(&**model)))?;
             report::line(&format!("{:<34} {:>10}   lowest to highest", "tokens per second", "median"))?;
             for (_, what, spread) in &self.speeds {
                 if let Some(Spread { median, lowest, highest }) = spread {

@@ -5,7 +5,7 @@ mod samples;
 mod settings;
 mod watch;
 
-use crate::{embedded, failure::wrong, global::Global, plot, report, source::Source};
+use crate::{embedded, failure::wrong, global::Global, plot, report, source::{self, Source}};
 use anyhow::Result;
 use metal_candle::{
     checkpoint::{self, write_atomic},
@@ -73,7 +73,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let data = Data::load(global, &settings, &source)?;
     let model = source.load(global)?;
     let adapter = match &settings.init_adapter {
-        Some(dir) => crate::source::adapter(&*model, dir)?,
+        Some(dir) => source::adapter(&*model, dir)?,
         None => LoRAAdapter::new(&*model, settings.adapter()?)?,
     }
     .with_base_model(source.name());
@@ -117,7 +117,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let metrics = trainer.train_with_eval(&data.train, data.valid.as_ref())?;
 
     // From the disk, so that what is shown is what was saved.
-    let saved: Arc<dyn Adapter> = Arc::new(crate::source::adapter(&*model, &output)?.freeze(&*model)?);
+    let saved: Arc<dyn Adapter> = Arc::new(source::adapter(&*model, &output)?.freeze(&*model)?);
     let after = Asker::new(&source, &model, Some(saved), data.longest_answer)?;
     let outcome = Outcome {
         output: &output,
@@ -215,8 +215,8 @@ fn describe(
     let steps = config.total_steps(data.train.len());
     let (adapted, sites) = (adapter.layers().count(), model.sites().len());
     let settings = adapter.config();
-    let device = model.device().info().description;
-    global.say(format!("model: {} ({}) on {device}", source.name(), model.config().model_type));
+    let computation = source::computation(&*model);
+    global.say(format!("model: {} ({}) on {computation}", source.name(), model.config().model_type));
     global.say(format!(
         "training {} parameters, rank {} in {adapted} of {sites} projections",
         report::count(adapter.num_parameters() as u64),

@@ -103,11 +103,12 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         report::line("")?;
     }
     global.say(format!(
-        "{} + {} tokens, prefill {:.0} tokens/s, decode {:.1} tokens/s",
+        "{} + {} tokens, prefill {:.0} tokens/s, decode {:.1} tokens/s on {}",
         generation.prompt_tokens,
         generation.tokens.len(),
         generation.prefill_tokens_per_second,
-        generation.decode_tokens_per_second
+        generation.decode_tokens_per_second,
+        source::computation(&*model)
     ));
     Ok(())
 }

@@ -3,6 +3,8 @@
 use crate::{embedded, failure::wrong, global::Global, report};
 use anyhow::Result;
 use metal_candle::{
+    backend::{Arithmetic, DeviceExt},
+    candle_core::DType,
     checkpoint::ModelDir,
     lora::LoRAAdapter,
     models::{self, CausalLM, Model, ModelConfig, open_model},
@@ -102,6 +104,19 @@ pub(crate) fn open_dir(global: &Global, name: Option<&str>) -> Result<ModelDir> 
             }
             e => e.into(),
         }),
+    }
+}
+
+/// Where and in what a model computes, for people.
+pub(crate) fn computation(model: &dyn CausalLM) -> String {
+    let name = |dtype: DType| format!("{dtype:?}").to_lowercase();
+    let (device, weights) = (model.device().info().description, name(model.head().dtype()));
+    if !model.device().is_cpu() {
+        return format!("{device}; {weights} weights, {} activations", name(model.dtype()));
+    }
+    match model.head().arithmetic() {
+        Arithmetic::BF16 => format!("{device}; {weights} weights, products in bf16 with f32 sums"),
+        Arithmetic::F32 => format!("{device}; {weights} weights, products in f32"),
     }
 }
 

@@ -107,6 +107,9 @@ impl ModelLoader {
     }
 
     fn encoder(&self, dir: &ModelDir, weights: &dyn WeightSource) -> Result<TextEncoder> {
+        if self.device.is_cpu() {
+            weights.read_ahead();
+        }
         let (file, json) = (dir.file_name("config.json"), dir.config_json()?);
         let fields = Fields::new(&file, &json)?;
         let found = fields.text("model_type")?;

@@ -99,7 +99,7 @@ fn heading(places: &Places) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
         "Machine: {}, {cores} cores, {}; {} threads for each program. Command: `cargo xtask bench --peers`. Speeds are \
-        tokens per second, times seconds: the median of the runs, in brackets the lowest and the highest. Memory is the \
+        tokens or texts per second, times seconds: the median of the runs, in brackets the lowest and the highest. Memory is the \
         largest resident set of the process, mapped pages included.",
         cpu.trim(),
         std::env::consts::OS,
@@ -148,6 +148,9 @@ impl Places {
             words.push(match word.strip_prefix("MODELS/") {
                 Some(model) if !self.model(model).exists() => return Err(self.model(model)),
                 Some(model) => text(&self.model(model)),
+                None if word.starts_with("TEXTS/") => {
+                    text(&process::root().join("benches/compare/texts").join(&word["TEXTS/".len()..]))
+                }
                 None if word == "PROMPT" => PROMPT.into(),
                 None => word.into(),
             });

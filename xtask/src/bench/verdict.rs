@@ -44,7 +44,7 @@ impl<'a> Outcome<'a> {
     }
 
     fn text(&self) -> String {
-        let unit = if self.subject.value.is_speed() { "tok/s" } else { "s" };
+        let unit = self.subject.value.unit();
         let losses = self.losses.map(|(first, last)| format!(", loss {first:.4} → {last:.4}")).unwrap_or_default();
         format!("{} {unit}, {}{losses}", self.value.text(), mib(self.memory.median))
     }

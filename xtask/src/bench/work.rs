@@ -15,7 +15,8 @@ pub(super) struct Work {
 pub(super) struct Subject {
     pub(super) label: &'static str,
     pub(super) program: Program,
-    /// Separated by spaces. `MODELS/` at the beginning of one stands for the lab's models, `PROMPT` for [`PROMPT`].
+    /// Separated by spaces. `MODELS/` at the beginning of one stands for the lab's models, `TEXTS/` for those beside the
+    /// scripts, `PROMPT` for [`PROMPT`].
     pub(super) args: &'static str,
     pub(super) value: Reading,
 }
@@ -34,7 +35,7 @@ pub(super) enum Program {
 }
 
 /// Where a subject's value is found.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
     /// A speed that it reports, in tokens per second.
     Speed(&'static str),
@@ -56,6 +57,7 @@ const NO_GOAL: Goal = Goal { speed: None, time: None, memory: None };
 const TRAIN: Reading = Reading::Speed("train_tokens_per_second");
 const PREFILL: Reading = Reading::Speed("prefill_tokens_per_second");
 const DECODE: Reading = Reading::Speed("decode_tokens_per_second");
+const TEXTS: Reading = Reading::Speed("texts_per_second");
 
 const fn speed(at_least: f64) -> Goal {
     Goal { speed: Some(at_least), ..NO_GOAL }
@@ -196,6 +198,58 @@ pub(super) const WORKS: &[Work] = &[
         }],
         goal: speed(10.0),
     },
+    Work {
+        name: "embed-short",
+        title: "256 texts of 12 words, all-MiniLM-L6-v2, bf16 products",
+        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/short.txt", TEXTS),
+        peers: &[
+            torch(
+                "sentence-transformers, torch bf16",
+                "sentence_transformers_encode.py",
+                "MODELS/all-minilm TEXTS/short.txt --dtype bfloat16",
+                TEXTS,
+            ),
+            torch(
+                "torch f32",
+                "sentence_transformers_encode.py",
+                "MODELS/all-minilm TEXTS/short.txt --dtype float32",
+                TEXTS,
+            ),
+            torch(
+                "ONNX Runtime f32",
+                "onnx_encode.py",
+                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/short.txt",
+                TEXTS,
+            ),
+        ],
+        goal: Goal { memory: Some(0.5), ..speed(1.5) },
+    },
+    Work {
+        name: "embed-long",
+        title: "64 texts of 150 words, all-MiniLM-L6-v2, bf16 products",
+        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/long.txt", TEXTS),
+        peers: &[
+            torch(
+                "sentence-transformers, torch bf16",
+                "sentence_transformers_encode.py",
+                "MODELS/all-minilm TEXTS/long.txt --dtype bfloat16",
+                TEXTS,
+            ),
+            torch(
+                "torch f32",
+                "sentence_transformers_encode.py",
+                "MODELS/all-minilm TEXTS/long.txt --dtype float32",
+                TEXTS,
+            ),
+            torch(
+                "ONNX Runtime f32",
+                "onnx_encode.py",
+                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/long.txt",
+                TEXTS,
+            ),
+        ],
+        goal: Goal { memory: Some(0.5), ..speed(1.5) },
+    },
 ];
 
 /// The work that is no speed: see [`super::accuracy`].
@@ -205,5 +259,13 @@ impl Reading {
     /// Whether more is better.
     pub(super) fn is_speed(self) -> bool {
         matches!(self, Self::Speed(_))
+    }
+
+    pub(super) fn unit(self) -> &'static str {
+        match self {
+            TEXTS => "texts/s",
+            Self::Speed(_) => "tok/s",
+            Self::Time(_) | Self::FirstOutput => "s",
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{
     operand::{Matrix, Panels, Part, Rows, round},
-    simd::{self, dot, exp, simd},
+    simd::{self, exp, simd},
     tile::{Arithmetic, LANES, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
@@ -51,7 +51,7 @@ impl Shape {
         }
         if let Some(window) = self.window {
             start = start.max((position + 1).saturating_sub(window));
-            end = end.min(position + window);
+            end = end.min(position.saturating_add(window));
         }
         start.min(end)..end
     }
@@ -339,8 +339,11 @@ pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
     let sum = |unit: usize| {
         let (b, i, h) = s.query(unit);
         let keys = s.visible(b, i);
-        let mut scores: Vec<f32> =
-            keys.clone().map(|j| dot(k.row(b, j, h / group, s.dim), q.row(b, i, h, s.dim))).collect();
+        let mut scores = vec![0f32; keys.len()];
+        simd(
+            #[inline(always)]
+            || simd::dots(|j| k.row(b, keys.start + j, h / group, s.dim), q.row(b, i, h, s.dim), &mut scores),
+        );
         s.add_bias(&mut scores, (i, h), keys.start);
         exponents(&mut scores, &keys, keys.start, s.scale).0
     };

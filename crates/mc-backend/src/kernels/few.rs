@@ -3,9 +3,9 @@
 //! With one token at a time a product reads every weight once and uses it once, so it is as fast as memory, and
 //! neither packing nor rounding could gain anything. Weights are widened as they are read: of two neighbouring `bf16`
 //! the first is the unit shifted up, the second the unit with its lower half cleared, so x comes in two vectors, its
-//! even and its odd numbers. A matrix that is read again and again has a form of three quarters of its size
-//! ([`super::compact`]), whose products are the same bit for bit. Rows go one after the other, as they lie, and what comes next is fetched ahead: several
-//! rows at a time would share loads of x, but memory answers one long stream faster (measured: 48 against 30 GB/s).
+//! even and its odd numbers. A matrix that is read again and again has a shorter form ([`super::compact`]), whose products
+//! are the same bit for bit. Rows go one after the other, as they lie, and what comes next is fetched ahead: several rows at
+//! a time would share loads of x, but memory answers one long stream faster (measured: 48 against 30 GB/s).
 
 use super::{
     Shared,

@@ -1,7 +1,7 @@
 //! CPU kernels over plain `f32` slices. Know nothing of graphs or gradients; [`crate::ops`] gives them those.
 //!
-//! Work is cut into units whose size does not depend on the number of threads, and each output element is computed
-//! within one unit, so results are the same bit for bit on one thread or many.
+//! However the work is cut into units, each output element is computed within one, in one order, so results are the same
+//! bit for bit on one thread or many.
 
 pub(crate) mod attention;
 pub(crate) mod compact;

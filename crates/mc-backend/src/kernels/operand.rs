@@ -3,8 +3,8 @@
 //! A ([`Rows`]) is a row-major matrix of `f32` or `bf16`, nothing more, so what one product wrote as its left side
 //! another reads as a matrix ([`Matrix`]). B ([`Panels`]) is packed for each call from matrices that lie as they like:
 //! mapped weights, trained matrices, activations. Packing reads and writes each number once where the product uses it
-//! once per row of A, so from some dozens of rows on it costs little, and no second copy of a weight outlives a call, but
-//! for those of encoders ([`crate::ops::Projections`]).
+//! once per row of A, so from some dozens of rows on it costs little, and no panel of a weight outlives a call, but for
+//! those of encoders ([`crate::ops::Projections`]).
 
 use super::{
     scratch::Scratch,
@@ -136,7 +136,8 @@ impl Block<'_> {
         self.fill_columns(x, (width, width), 0);
     }
 
-    /// Rounds the first `width` numbers of rows that are `stride` apart into its columns from `first` on, an even number.
+    /// Rounds the first `width` numbers of rows that are `stride` apart into its columns from `first` on, an even number; an odd
+    /// `width` clears the column after it.
     pub(crate) fn fill_columns(&mut self, x: &[f32], (stride, width): (usize, usize), first: usize) {
         if let Some((arithmetic, units, of_row)) = &mut self.0 {
             for (x, units) in x.chunks_exact(stride).zip(units.chunks_exact_mut(*of_row)) {

@@ -1,4 +1,4 @@
-//! Kernels that work on one row at a time: norms, gates, rotation, cross-entropy. Rows are independent, so they run in
+//! Kernels that work on one row at a time: norms, gates, rotation. Rows are independent, so they run in
 //! parallel over blocks of rows.
 
 use super::simd::{Element, dot, exp, simd, sum_of};

@@ -11,8 +11,8 @@
 //! loaded vector serves 6 multiplications and 24 independent sums hide the latency of 4 to 6 cycles. Where fewer panels
 //! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust.
 //!
-//! A tile goes through the whole depth at once, in order, so a number depends on its row and column alone, and not on
-//! how the work was cut.
+//! A tile goes through its depth at once, in order, so a number depends on its row and column alone, and not on how the
+//! work was cut. Only [`super::operand`] cuts the depth, of products that are deeper than the cache, by their depth alone.
 
 use half::bf16;
 use std::sync::LazyLock;

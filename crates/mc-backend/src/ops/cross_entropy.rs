@@ -19,9 +19,9 @@ use std::ops::Range;
 const PARTS: usize = 16;
 /// Rows of the head that are packed at a time, at most.
 const BLOCK: usize = 512;
-/// Positions whose logits of a block exist at a time: 132 × 1,024 numbers stay in the L2 cache.
+/// Positions whose logits of a block exist at a time: 264 × 512 numbers stay in the L2 cache.
 const TILE: usize = 264;
-/// Numbers of the gradient that all parts hold at one time: 64 MB.
+/// Numbers of the gradient that all parts hold at one time: 64 MB. Each thread has, beside, a block of the head, packed twice.
 const SUMS: usize = 16 << 20;
 
 /// Σ over the supervised positions of `ln Σ exp(h·Wᵀ) − (h·Wᵀ)[target]`, a scalar in `f32`, or in `f64` for `f64` input.
@@ -157,10 +157,11 @@ impl Sums {
             #[inline(always)]
             || {
                 let top = self.top.max(simd::max(logits));
+                let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
                 for x in logits.iter_mut() {
-                    *x = simd::exp(*x - top);
+                    *x = simd::exp(*x - shift);
                 }
-                let factor = (self.top - top).exp();
+                let factor = rescale(self.top, top);
                 self.sum = self.sum * factor + simd::sum_of(logits, |x| x);
                 self.top = top;
                 factor
@@ -169,13 +170,18 @@ impl Sums {
     }
 }
 
+/// What sums about one top are multiplied with to be about another: 1 where they are the same, infinite too.
+fn rescale(from: f32, to: f32) -> f32 {
+    if from == to { 1.0 } else { (from - to).exp() }
+}
+
 impl Softmax {
     /// Takes in what another part of the vocabulary gives.
     fn join(&mut self, other: &mut Self, d: usize) {
         let (gradient, others) = (self.gradient.f32(), other.gradient.f32());
         for (i, (s, o)) in self.sums.iter_mut().zip(&other.sums).enumerate() {
             let top = s.top.max(o.top);
-            let (left, right) = ((s.top - top).exp(), (o.top - top).exp());
+            let (left, right) = (rescale(s.top, top), rescale(o.top, top));
             *s = Sums { top, sum: s.sum * left + o.sum * right, at_target: s.at_target + o.at_target };
             if !gradient.is_empty() {
                 let row = i * d..(i + 1) * d;

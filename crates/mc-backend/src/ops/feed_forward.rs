@@ -22,8 +22,7 @@ use crate::{
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Columns of gate and up that exist at a time, so that they stay in the cache from the product to the gate: an even number,
-/// as units may be pairs.
+/// Columns of gate and up that exist at a time, so that they stay in the cache from the product to the gate: whole panels.
 const COLUMNS: usize = 128;
 
 /// `x + down(silu(gate(h))∘up(h))` with `h` the root-mean-square norm of x: the weights of it.
@@ -83,6 +82,9 @@ fn unfused(x: &Tensor, f: &FeedForward, ops: &Ops) -> Result<Tensor> {
 
 fn check(x: &Tensor, f: &FeedForward) -> Result<()> {
     let (d, inner) = (x.dim(D::Minus1)?, f.gate.weight.rows());
+    if d == 0 || inner == 0 {
+        bail!("a feed-forward block of widths {d} and {inner} computes nothing")
+    }
     let shape = |l: &Linear| (l.weight.rows(), l.weight.cols());
     if shape(&f.gate) != (inner, d) || shape(&f.up) != (inner, d) || shape(&f.down) != (d, inner) {
         let shapes = (shape(&f.gate), shape(&f.up), shape(&f.down));

@@ -325,6 +325,7 @@ impl Stage {
 
     /// As [`Stage::run`] without low-rank parts, for a few rows: each thread reads some columns of the matrices.
     pub(super) fn run_wide(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
+        debug_assert!(!matches!(start, Start::Itself), "each thread has an output of its own");
         let ((y, stride), cols) = (out, self.whole.cols);
         let part = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
         let parts: Vec<_> = (0..cols).step_by(part).map(|from| from..(from + part).min(cols)).collect();

@@ -1,7 +1,7 @@
 //! The attention half of a decoder block as one op: norm, projections, rotation, attention, output, residual.
 //!
-//! Fused, the batch is walked twice: blocks of rows up to the rotated queries, keys and values; then tiles of queries
-//! through attention, output projection and residual. What is kept for the backward pass is kept in the precision of
+//! Fused, the batch is walked three times: blocks of rows up to the rotated queries, keys and values; tiles of queries
+//! through attention; blocks of rows through output projection and residual. What is kept for the backward pass is kept in the precision of
 //! the products: it is what they read.
 
 use super::{
