@@ -3,7 +3,13 @@
 
 mod texts;
 
-use crate::{failure::wrong, finetune::targets, global::Global, report, source::{self, open_dir}};
+use crate::{
+    failure::wrong,
+    finetune::targets,
+    global::Global,
+    report,
+    source::{self, open_dir},
+};
 use anyhow::Result;
 use metal_candle::{
     backend::{DeviceExt, Purpose, Stream},

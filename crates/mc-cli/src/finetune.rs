@@ -5,7 +5,13 @@ mod samples;
 mod settings;
 mod watch;
 
-use crate::{embedded, failure::wrong, global::Global, plot, report, source::{self, Source}};
+use crate::{
+    embedded,
+    failure::wrong,
+    global::Global,
+    plot, report,
+    source::{self, Source},
+};
 use anyhow::Result;
 use metal_candle::{
     checkpoint::{self, write_atomic},
@@ -211,11 +217,10 @@ fn describe(
     config: &TrainingConfig,
     data: &Data,
 ) -> Result<()> {
-    use metal_candle::prelude::DeviceExt;
     let steps = config.total_steps(data.train.len());
     let (adapted, sites) = (adapter.layers().count(), model.sites().len());
     let settings = adapter.config();
-    let computation = source::computation(&*model);
+    let computation = source::computation(&**model);
     global.say(format!("model: {} ({}) on {computation}", source.name(), model.config().model_type));
     global.say(format!(
         "training {} parameters, rank {} in {adapted} of {sites} projections",

@@ -166,6 +166,7 @@ mod tests {
                 ["--batch", "--seq", "--target", "--rank", "--prompt", "--gen"].contains(&pair[0].as_str())
             });
             let mut amount: Vec<_> = pairs.map(<[_]>::to_vec).collect();
+            amount.extend(words.iter().filter(|word| word.starts_with("TEXTS/")).map(|word| vec![word.clone()]));
             amount.sort();
             amount
         };

@@ -7,7 +7,7 @@
 
 use super::{
     operand::{Matrix, Panels, Part, Rows, round},
-    simd::{self, exp, simd},
+    simd::{self, dot, exp, simd},
     tile::{Arithmetic, LANES, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
