@@ -3,6 +3,8 @@
 //!
 //! Run with: `cargo xtask bench roofline`
 
+#![expect(clippy::print_stdout, reason = "a program says what it found")]
+
 use mc_benches::{SmolLM2, noise, weight};
 use metal_candle::{
     backend::{
@@ -257,7 +259,7 @@ mod avx512 {
                 *sum = _mm512_dpbf16_ps(*sum, ones, ones);
             }
         }
-        total(sums)
+        total(&sums)
     }
 
     #[target_feature(enable = "avx512f")]
@@ -269,14 +271,14 @@ mod avx512 {
                 *sum = _mm512_fmadd_ps(small, small, *sum);
             }
         }
-        total(sums)
+        total(&sums)
     }
 
     #[target_feature(enable = "avx512f")]
-    fn total(sums: [__m512; SUMS]) -> f32 {
+    fn total(sums: &[__m512; SUMS]) -> f32 {
         let mut total = _mm512_setzero_ps();
         for sum in sums {
-            total = _mm512_add_ps(total, sum);
+            total = _mm512_add_ps(total, *sum);
         }
         _mm512_reduce_add_ps(total)
     }

@@ -277,6 +277,8 @@ pub(crate) fn pairs(x: &[bf16], stride: usize, pairs: &mut [[u32; LANES]]) -> bo
         }
         return true;
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, stride, pairs);
     false
 }
 
@@ -293,6 +295,8 @@ pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]
         }
         return true;
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, stride, pairs);
     false
 }
 

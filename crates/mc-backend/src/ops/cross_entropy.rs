@@ -55,7 +55,9 @@ pub fn linear_cross_entropy(hidden: &Tensor, head: &Weight, positions: &[u32], t
             head.parts().into_par_iter().map(|part| head.softmax(part, &rows, targets, wants_gradient)).collect();
         let (whole, others) = parts.split_at_mut(1);
         let Some(whole) = whole.first_mut() else { continue };
-        others.iter_mut().for_each(|part| whole.join(part, d));
+        for part in others {
+            whole.join(part, d);
+        }
         loss += whole.sums.iter().map(|s| f64::from(s.sum.ln() + s.top - s.at_target)).sum::<f64>();
         if wants_gradient {
             let sums = whole.gradient.f32().chunks_exact(d).zip(&whole.sums);

@@ -108,16 +108,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     if are_few(n) && !tracked {
         let mut h = vec![0f32; n * d];
         rows::rms_norm_rows(&x_slice, &weight, eps, &mut h);
-        let mut gate_up = vec![0f32; n * outer];
-        wide.few(n, &h, (&mut gate_up, outer))?;
-        let mut act = vec![0f32; n * inner];
-        for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
-            act.copy_from_slice(&row[up_at..up_at + inner]);
-            rows::swiglu_row(&row[..inner], act);
-        }
-        let mut y = vec![0f32; n * d];
-        narrow.few(n, &act, (&mut y, d))?;
-        y.iter_mut().zip(&*x_slice).for_each(|(y, x)| *y += x);
+        let y = few((n, up_at), &h, &x_slice, &wide, &narrow)?;
         drop(x_slice);
         return Tensor::from_vec(y, x.shape(), x.device());
     }
@@ -209,6 +200,22 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
         Ok((Some(dx), gradients))
     })
+}
+
+/// A few rows, whose cost is reading the matrices: `h` is the norm of x, the columns of up begin at `up_at`.
+fn few((n, up_at): (usize, usize), h: &[f32], x: &[f32], wide: &Group, narrow: &Group) -> Result<Vec<f32>> {
+    let (inner, outer) = (narrow.inner, wide.outer);
+    let mut gate_up = vec![0f32; n * outer];
+    wide.few(n, h, (&mut gate_up, outer))?;
+    let mut act = vec![0f32; n * inner];
+    for (row, act) in gate_up.chunks_exact(outer).zip(act.chunks_exact_mut(inner)) {
+        act.copy_from_slice(&row[up_at..up_at + inner]);
+        rows::swiglu_row(&row[..inner], act);
+    }
+    let mut y = vec![0f32; x.len()];
+    narrow.few(n, &act, (&mut y, wide.inner))?;
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    Ok(y)
 }
 
 #[cfg(test)]

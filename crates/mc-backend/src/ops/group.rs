@@ -318,9 +318,15 @@ impl Stage {
     }
 
     /// `out = start + rows·…` for `rows` rows of units on this thread; fills their low-rank parts.
-    pub(super) fn run(&self, rows: usize, units: (&mut [u32], usize), start: Start, out: (&mut [f32], usize)) {
-        self.low(rows, None, (&mut *units.0, units.1));
-        self.whole.multiply(rows, (units.0, units.1), start, out);
+    pub(super) fn run(
+        &self,
+        rows: usize,
+        (units, stride): (&mut [u32], usize),
+        start: Start,
+        out: (&mut [f32], usize),
+    ) {
+        self.low(rows, None, (&mut *units, stride));
+        self.whole.multiply(rows, (units, stride), start, out);
     }
 
     /// As [`Stage::run`] without low-rank parts, for a few rows: each thread reads some columns of the matrices.

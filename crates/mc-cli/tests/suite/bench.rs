@@ -74,3 +74,27 @@ fn a_person_reads_a_table_and_progress_is_apart() {
     let train = place.run("bench --model model --repeat 1 --train --batch 1 --seq 8").ok();
     assert!(train.stdout.contains("training on 1 × 8 tokens ") && train.stdout.contains("loss, first"), "{train:?}");
 }
+
+#[test]
+fn texts_are_timed() {
+    let place = Place::with_encoder("bert-mean");
+    std::fs::write(place.path("notes.txt"), "metal candle\nthe river below the bridge\n\n").unwrap();
+    let report = bench(&place, "--texts notes.txt");
+    for key in ["texts", "one_text"] {
+        let range = |i: usize| report[format!("{key}_range")][i].as_f64().unwrap();
+        assert!(0.0 < range(0) && range(0) <= range(1), "{report}");
+    }
+    assert!(report["texts"] == 3 && report["texts_per_second"].as_f64().unwrap() > 0.0, "{report}");
+    let run = place.run("bench --model model --repeat 1 --texts notes.txt").ok();
+    assert!(run.stdout.contains("texts per second, 3 texts") && run.stdout.contains("bert, mean pooling"), "{run:?}");
+    std::fs::write(place.path("empty.txt"), "\n").unwrap();
+    for (call, told) in [
+        ("bench --texts notes.txt", "--texts without --model"),
+        ("bench --model model --texts empty.txt", "empty.txt has no texts"),
+        ("bench --model model --texts missing.txt", "missing.txt"),
+        ("bench --model model --texts notes.txt --train", "cannot be used with"),
+    ] {
+        let run = place.run(call);
+        assert!(run.status != 0 && run.stderr.contains(told), "{call}: {run:?}");
+    }
+}
