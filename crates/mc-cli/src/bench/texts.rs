@@ -47,7 +47,7 @@ pub(super) fn run(global: &Global, args: &Args, file: &Path) -> Result<()> {
             "peak_memory_bytes": memory,
         }));
     }
-    report::line(&format!("{} on {device}: {}", dir.name(), model.describe()))?;
+    report::line(&format!("{} on {device}", model.describe()))?;
     let row = |what: &str, s: &Spread, digits: usize| {
         report::line(&format!("{what:<34} {:>10.digits$}   {:.digits$} to {:.digits$}", s.median, s.lowest, s.highest))
     };
