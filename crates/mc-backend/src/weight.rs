@@ -229,8 +229,7 @@ impl Weight {
         if self.repeated.reads.fetch_add(1, Ordering::Relaxed) + 1 != PATIENCE {
             return None;
         }
-        let worth = compact::serves(self.cols) && elements.len() >= SMALL;
-        let worth = worth && memory::is_memory_plentiful(compact::bytes(self.rows, self.cols));
+        let worth = elements.len() >= SMALL && memory::is_memory_plentiful(compact::bytes(self.rows, self.cols));
         let form = if worth { Compact::new(elements, self.cols) } else { None };
         tracing::trace!(rows = self.rows, cols = self.cols, made = form.is_some(), "compact form of a matrix");
         self.repeated.compact.get_or_init(|| form).as_ref()

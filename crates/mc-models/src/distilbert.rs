@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    config::Fields,
+    fields::Fields,
     post_norm::{Config, Names},
 };
 

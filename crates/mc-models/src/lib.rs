@@ -20,6 +20,7 @@ mod decoder;
 mod distilbert;
 mod encoder;
 mod error;
+mod fields;
 mod layers;
 mod llama;
 mod loader;

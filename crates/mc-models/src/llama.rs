@@ -1,9 +1,6 @@
 //! Llama 2 and 3, SmolLM2 and the many others of this shape: biases only where the file says so.
 
-use crate::{
-    ModelConfig, Result,
-    config::{Defaults, Fields},
-};
+use crate::{ModelConfig, Result, config::Defaults, fields::Fields};
 
 pub(crate) const DEFAULTS: Defaults =
     Defaults { num_key_value_heads: None, head_dim: None, max_position_embeddings: 2_048 };

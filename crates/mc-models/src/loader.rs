@@ -1,10 +1,9 @@
 //! From a name to a model: a directory, a hub id, or files in memory.
 
 use crate::{
-    Classifier, Decoder, Error, Model, ModelConfig, Result, SUPPORTED, TextEncoder, bert,
-    config::Fields,
-    distilbert,
+    Classifier, Decoder, Error, Model, ModelConfig, Result, SUPPORTED, TextEncoder, bert, distilbert,
     encoder::{Causal, Renamed},
+    fields::Fields,
     modernbert::{self, ModernBert},
     mpnet,
     post_norm::{self, PostNorm},

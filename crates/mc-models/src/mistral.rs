@@ -1,9 +1,6 @@
 //! Mistral: no biases; all layers slide where the file has a window.
 
-use crate::{
-    ModelConfig, Result,
-    config::{Defaults, Fields},
-};
+use crate::{ModelConfig, Result, config::Defaults, fields::Fields};
 
 pub(crate) const DEFAULTS: Defaults =
     Defaults { num_key_value_heads: Some(8), head_dim: None, max_position_embeddings: 131_072 };

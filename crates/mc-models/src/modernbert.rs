@@ -3,8 +3,8 @@
 
 use crate::{
     Encoder, Result, TextEncoder, Texts,
-    config::Fields,
     encoder::Renamed,
+    fields::Fields,
     loading::{Loading, Norm},
     rope::RopeConfig,
 };

@@ -5,8 +5,8 @@
 
 use crate::{
     Encoder, Result, TextEncoder, Texts,
-    config::Fields,
     encoder::Renamed,
+    fields::Fields,
     loading::{Loading, Norm},
 };
 use candle_core::{DType, Device, Tensor};

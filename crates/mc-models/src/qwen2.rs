@@ -1,9 +1,6 @@
 //! Qwen2, Qwen2.5, Qwen2.5-Coder: biases on q, k and v; the upper layers may slide.
 
-use crate::{
-    ModelConfig, Result,
-    config::{Defaults, Fields},
-};
+use crate::{ModelConfig, Result, config::Defaults, fields::Fields};
 
 pub(crate) const DEFAULTS: Defaults =
     Defaults { num_key_value_heads: Some(32), head_dim: None, max_position_embeddings: 32_768 };

@@ -1,9 +1,6 @@
 //! Qwen3: no biases, queries and keys normalised per head, head width on its own.
 
-use crate::{
-    ModelConfig, Result,
-    config::{Defaults, Fields},
-};
+use crate::{ModelConfig, Result, config::Defaults, fields::Fields};
 
 pub(crate) const DEFAULTS: Defaults =
     Defaults { num_key_value_heads: Some(32), head_dim: Some(128), max_position_embeddings: 32_768 };

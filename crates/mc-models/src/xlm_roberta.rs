@@ -3,7 +3,7 @@
 
 use crate::{
     Result, bert,
-    config::Fields,
+    fields::Fields,
     post_norm::{Config, Names},
 };
 

@@ -216,27 +216,25 @@ impl Packed {
     }
 }
 
-/// Calls `f(row of the batch, queries, their rows of y, their units, their sums)` for tiles of queries, in parallel.
+/// Calls `f(row of the batch, queries, their rows of y, their sums)` for tiles of queries, in parallel.
 ///
-/// `y` and `units` have rows of these widths, one for each query; `sums` is `(b·t, heads)`.
-pub(crate) fn over_tiles(
+/// `y` has a row of this width for each query, and may be longer; `sums` is `(b·t, heads)`.
+pub(crate) fn over_tiles<T: Send>(
     s: &Shape,
-    (y, width, units, stride): (&mut [f32], usize, &mut [u32], usize),
+    (y, width): (&mut [T], usize),
     sums: &mut [f32],
-    f: impl Fn(usize, Range<usize>, &mut [f32], &mut [u32], &mut [f32]) + Sync,
+    f: impl Fn(usize, Range<usize>, &mut [T], &mut [f32]) + Sync,
 ) {
     let (tiles, t) = (s.tiles_at_once(), s.queries);
-    let rows = y.par_chunks_mut((t * width).max(1)).zip(units.par_chunks_mut((t * stride).max(1)));
-    let rows = rows.zip(sums.par_chunks_mut((t * s.heads).max(1)));
-    rows.enumerate().for_each(|(b, ((mut y, mut units), mut sums))| {
+    let rows = y.par_chunks_mut((t * width).max(1)).zip(sums.par_chunks_mut((t * s.heads).max(1)));
+    rows.enumerate().for_each(|(b, (mut y, mut sums))| {
         let mut parts = Vec::with_capacity(tiles.len());
         for tile in &tiles {
             let n = tile.len();
             let y = y.split_off_mut(..n * width).unwrap_or_default();
-            let units = units.split_off_mut(..n * stride).unwrap_or_default();
-            parts.push((tile.clone(), y, units, sums.split_off_mut(..n * s.heads).unwrap_or_default()));
+            parts.push((tile.clone(), y, sums.split_off_mut(..n * s.heads).unwrap_or_default()));
         }
-        parts.into_par_iter().for_each(|(tile, y, units, sums)| f(b, tile, y, units, sums));
+        parts.into_par_iter().for_each(|(tile, y, sums)| f(b, tile, y, sums));
     });
 }
 

@@ -96,8 +96,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
             return kernel::decode(&shape, q, k, v, &mut out);
         }
         let packed = Packed::new(&shape, arithmetic, k, v, false);
-        let chunks = (&mut out[..], shape.heads * shape.dim, &mut vec![0; shape.batch * shape.queries][..], 1);
-        kernel::over_tiles(&shape, chunks, &mut sums, |b, tile, out, _, sums| {
+        kernel::over_tiles(&shape, (&mut out, shape.heads * shape.dim), &mut sums, |b, tile, out, sums| {
             kernel::forward(&shape, &packed, (b, tile), q, out, sums);
         });
     })?;

@@ -6,7 +6,7 @@
 
 use super::{
     Attention, Rope, attention,
-    block::{FINER, Ops, PLAIN},
+    block::{FINER, Ops, PLAIN, Side},
     group::rows_at_once,
     projections::{Packed, Projections},
     rope,
@@ -60,13 +60,9 @@ pub struct EncoderAttention<'a> {
 /// If the shapes do not fit each other.
 pub fn encoder_attention(x: &Tensor, s: &EncoderAttention) -> Result<Tensor> {
     check(x, s)?;
-    let norms = || s.before.iter().chain(&s.after).flat_map(|n| [Some(n.weight), n.bias]).flatten();
-    if x.track_op() || !kernels::serve(x) || !norms().all(kernels::serve) {
-        return unfused(x, s, &FINER);
-    }
-    match (s.qkv.packed()?, s.o.packed()?) {
-        (Some(qkv), Some(o)) => fused(x, s, qkv, o),
-        _ => unfused(x, s, &FINER),
+    match packed(x, [s.before, s.after], [s.qkv, s.o])? {
+        Some([qkv, o]) => fused(x, s, qkv, o),
+        None => unfused(x, s, &FINER),
     }
 }
 
@@ -79,8 +75,7 @@ pub fn composed(x: &Tensor, s: &EncoderAttention) -> Result<Tensor> {
 fn unfused(x: &Tensor, s: &EncoderAttention, ops: &Ops) -> Result<Tensor> {
     let (b, t, _) = x.dims3()?;
     let h = normed(x, s.before, ops)?;
-    let linears = s.qkv.linears();
-    let out = ops.project(None, super::Side::In, &linears.iter().collect::<Vec<_>>(), &h)?;
+    let out = s.qkv.unfused(ops, Side::In, &h)?;
     let heads = |x: &Tensor| x.reshape((b, t, (), s.head_dim));
     let (q, k, v) = match out.as_slice() {
         [q, k, v] => (heads(q)?, heads(k)?, heads(v)?),
@@ -93,10 +88,26 @@ fn unfused(x: &Tensor, s: &EncoderAttention, ops: &Ops) -> Result<Tensor> {
     };
     let turned = |x: Tensor| s.rope.map_or(Ok(x.clone()), |(rope, positions)| (ops.rope)(&x, rope, positions));
     let out = (ops.attention)(&turned(q)?, &turned(k)?, &v, s.how)?.reshape((b, t, ()))?;
-    let linears = s.o.linears();
-    let out = ops.project(None, super::Side::Out, &linears.iter().collect::<Vec<_>>(), &out)?;
+    let out = s.o.unfused(ops, Side::Out, &out)?;
     let [out] = out.as_slice() else { bail!("{} projections for o", out.len()) };
     normed(&(x + out)?, s.after, ops)
+}
+
+/// The projections of a half as the kernels read them; `None` where they do not serve, or a gradient is wanted.
+pub(super) fn packed<'a>(
+    x: &Tensor,
+    norms: [Option<LayerNorm>; 2],
+    [first, second]: [&'a Projections; 2],
+) -> Result<Option<[&'a Packed; 2]>> {
+    if x.track_op() || !kernels::serve(x) || !tensors(&norms).all(kernels::serve) {
+        return Ok(None);
+    }
+    Ok(first.packed()?.zip(second.packed()?).map(|(first, second)| [first, second]))
+}
+
+/// The weights and biases of norms.
+fn tensors<'a>(norms: &'a [Option<LayerNorm>]) -> impl Iterator<Item = &'a Tensor> {
+    norms.iter().flatten().flat_map(|n| [Some(n.weight), n.bias]).flatten()
 }
 
 /// The norm of x, if there is one.
@@ -120,8 +131,7 @@ fn check(x: &Tensor, s: &EncoderAttention) -> Result<()> {
 }
 
 pub(super) fn check_norms(width: usize, norms: &[Option<LayerNorm>]) -> Result<()> {
-    let tensors = || norms.iter().flatten().flat_map(|n| [Some(n.weight), n.bias]).flatten();
-    match tensors().find(|t| t.dims() != [width]) {
+    match tensors(norms).find(|t| t.dims() != [width]) {
         Some(norm) => bail!("a norm of {:?} for a width of {width}", norm.shape()),
         None => Ok(()),
     }
@@ -213,15 +223,15 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
         }
     };
     let mut y = vec![0f32; n * hidden];
-    let (mut sums, mut none) = (vec![0f32; n * shape.heads], vec![0; n]);
+    let mut sums = vec![0f32; n * shape.heads];
     if Packed::share_columns(n) {
         let mut attended = Scratch::new(n * width);
-        kernel::over_tiles(&shape, (attended.f32(), width, &mut none, 1), &mut sums, |b, tile, out, _, sums| {
+        kernel::over_tiles(&shape, (attended.f32(), width), &mut sums, |b, tile, out, sums| {
             kernel::forward(&shape, &packed, (b, tile), q, out, sums);
         });
         finish(0, attended.f32(), &mut y);
     } else {
-        kernel::over_tiles(&shape, (&mut y, hidden, &mut none, 1), &mut sums, |b, tile, y, _, sums| {
+        kernel::over_tiles(&shape, (&mut y, hidden), &mut sums, |b, tile, y, sums| {
             let mut out = Scratch::new(tile.len() * width);
             kernel::forward(&shape, &packed, (b, tile.clone()), q, out.f32(), sums);
             finish(b * t + tile.start, out.f32(), y);

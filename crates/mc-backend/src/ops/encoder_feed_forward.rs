@@ -6,7 +6,7 @@
 use super::{
     Gelu, LayerNorm, Side,
     block::{FINER, Ops, PLAIN},
-    encoder_attention::{Norm, block_rows, check_norms, normed, project},
+    encoder_attention::{Norm, block_rows, check_norms, normed, packed, project},
     projections::{Packed, Projections},
 };
 use crate::kernels::{self, operand::round, rows, scratch::Scratch, tile::Start};
@@ -44,13 +44,9 @@ pub struct EncoderFeedForward<'a> {
 /// If the shapes do not fit each other.
 pub fn encoder_feed_forward(x: &Tensor, f: &EncoderFeedForward) -> Result<Tensor> {
     check(x, f)?;
-    let norms = || f.before.iter().chain(&f.after).flat_map(|n| [Some(n.weight), n.bias]).flatten();
-    if x.track_op() || !kernels::serve(x) || !norms().all(kernels::serve) {
-        return unfused(x, f, &FINER);
-    }
-    match (f.up.packed()?, f.down.packed()?) {
-        (Some(up), Some(down)) => fused(x, f, up, down),
-        _ => unfused(x, f, &FINER),
+    match packed(x, [f.before, f.after], [f.up, f.down])? {
+        Some([up, down]) => fused(x, f, up, down),
+        None => unfused(x, f, &FINER),
     }
 }
 
@@ -62,9 +58,11 @@ pub fn composed(x: &Tensor, f: &EncoderFeedForward) -> Result<Tensor> {
 
 fn unfused(x: &Tensor, f: &EncoderFeedForward, ops: &Ops) -> Result<Tensor> {
     let project = |side, projections: &Projections, x: &Tensor| {
-        let linears = projections.linears();
-        let out = ops.project(None, side, &linears.iter().collect::<Vec<_>>(), x)?;
-        out.into_iter().next().ok_or_else(|| candle_core::Error::msg("a feed-forward half without a projection"))
+        projections
+            .unfused(ops, side, x)?
+            .into_iter()
+            .next()
+            .ok_or_else(|| candle_core::Error::msg("a feed-forward half without a projection"))
     };
     let up = project(Side::In, f.up, &normed(x, f.before, ops)?)?;
     let act = match f.activation {

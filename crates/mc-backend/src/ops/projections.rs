@@ -6,6 +6,7 @@
 
 use super::{
     Linear,
+    block::{Ops, Side},
     group::{Group, Stage},
 };
 use crate::{
@@ -97,6 +98,11 @@ impl Projections {
     pub(super) fn linears(&self) -> Vec<Linear<'_>> {
         let linear = |(weight, bias)| Linear { weight, bias, lora: None };
         self.members.iter().map(|(weight, bias)| linear((weight, bias.as_ref()))).collect()
+    }
+
+    /// What each gives, by the ops that compute one projection.
+    pub(super) fn unfused(&self, ops: &Ops, side: Side, x: &Tensor) -> Result<Vec<Tensor>> {
+        ops.project(None, side, &self.linears().iter().collect::<Vec<_>>(), x)
     }
 
     /// As the kernels read them; `None` where they cannot.

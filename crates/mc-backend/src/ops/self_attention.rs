@@ -252,8 +252,7 @@ impl Block {
         let (hidden, width) = (self.size.2, self.columns[0].len());
         let (mut y, stride) = (vec![0f32; self.rows() * hidden], attended.stride);
         let packed = Packed::new(shape, self.qkv.arithmetic, k, v, false);
-        let chunks = (&mut vec![0f32; self.rows()][..], 1, &mut attended.units[..], stride);
-        kernel::over_tiles(shape, chunks, sums, |b, tile, _, units, sums| {
+        kernel::over_tiles(shape, (&mut attended.units, stride), sums, |b, tile, units, sums| {
             let mut out = Scratch::new(tile.len() * width);
             let out = out.f32();
             kernel::forward(shape, &packed, (b, tile), q, out, sums);
