@@ -1,0 +1,182 @@
+//! Attention and its gradients against plain loops in `f64`.
+
+use super::{Numbers, Sum, arithmetics, mix, noise, poison, rounded};
+use crate::kernels::{
+    attention::{self, Gradients, Packed, Shape, View},
+    operand::Matrix,
+    tile::Arithmetic,
+};
+use proptest::prelude::*;
+use std::{array::from_fn, ops::Range};
+
+/// Sizes of an attention: batch, queries, keys before them, key-value heads, heads for each of those, width.
+type Sizes = (usize, usize, usize, usize, usize, usize);
+
+fn sizes() -> impl Strategy<Value = Sizes> {
+    let dim = prop_oneof![4 => 1usize..35, 1 => Just(64), 1 => Just(80), 1 => Just(128)];
+    (1usize..3, prop_oneof![1usize..8, 1usize..110], 0usize..60, 1usize..3, 1usize..4, dim)
+}
+
+fn shape((batch, queries, past, kv_heads, group, dim): Sizes, causal: bool, window: Option<usize>, seed: u64) -> Shape {
+    let keys = queries + past;
+    let range = |b: usize| {
+        let (from, to) = (mix(seed, 2 * b) as usize % (keys + 1), mix(seed, 2 * b + 1) as usize % (keys + 1));
+        from.min(to)..from.max(to)
+    };
+    let valid = seed.is_multiple_of(2).then(|| (0..batch).map(range).collect());
+    let (heads, scale, window) = (kv_heads * group, 1.0 / (dim as f32).sqrt(), window.filter(|_| causal));
+    Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid, segments: None, bias: None }
+}
+
+/// Heads in the columns of a matrix.
+struct Heads {
+    numbers: Numbers,
+    first: usize,
+    stride: usize,
+    t: usize,
+    d: usize,
+}
+
+impl Heads {
+    fn new((b, t, h, d): (usize, usize, usize, usize), kind: u64, seed: u64) -> Self {
+        let (first, stride) = (seed as usize % 5, h * d + 5 + (seed >> 8) as usize % 7);
+        // Spread, so that some keys weigh much more than others.
+        let x: Vec<f32> = noise(b * t * stride, seed).iter().map(|x| x * 2.0).collect();
+        Self { numbers: Numbers::new(kind, &x), first, stride, t, d }
+    }
+    fn view(&self) -> View<'_> {
+        View::columns(Matrix::new(self.numbers.elements(), self.stride), self.first, self.t, self.d)
+    }
+    fn at(&self, arithmetic: Arithmetic, (b, t, h): (usize, usize, usize), i: usize) -> f64 {
+        let at = (b * self.t + t) * self.stride + self.first + h * self.d + i;
+        f64::from(rounded(arithmetic, self.numbers.elements().get(at)))
+    }
+}
+
+/// Attention and its gradients by their definitions, in `f64`.
+struct Expected {
+    /// `(b, tq, heads, d)`
+    out: Vec<Sum>,
+    /// `(b, tq, heads)`
+    sums: Vec<f64>,
+    dq: Vec<Sum>,
+    /// `(b, tk, kv_heads, d)`
+    dk: Vec<Sum>,
+    dv: Vec<Sum>,
+}
+
+fn expected(s: &Shape, arithmetic: Arithmetic, [q, k, v, g]: [&Heads; 4]) -> Expected {
+    let d = s.dim;
+    let [nq, nk] = [s.queries * s.heads, s.keys * s.kv_heads].map(|n| vec![Sum::default(); s.batch * n * d]);
+    let mut e = Expected { out: nq.clone(), sums: vec![], dq: nq, dk: nk.clone(), dv: nk };
+    for (b, i, h) in
+        (0..s.batch * s.queries * s.heads).map(|u| (u / s.heads / s.queries, u / s.heads % s.queries, u % s.heads))
+    {
+        let kv = h / (s.heads / s.kv_heads);
+        let dot = |x: &Heads, y: &Heads, j: usize| {
+            Sum::of((0..d).map(|c| x.at(arithmetic, (b, i, h), c) * y.at(arithmetic, (b, j, kv), c)))
+        };
+        let position = i + s.keys - s.queries;
+        let seen = |j: &usize| {
+            let near = s.window.is_none_or(|w| j + w > position);
+            s.valid.as_ref().is_none_or(|v| v[b].contains(j)) && (!s.causal || *j <= position && near)
+        };
+        let keys: Vec<usize> = (0..s.keys).filter(seen).collect();
+        let scores: Vec<f64> = keys.iter().map(|j| dot(q, k, *j).value * f64::from(s.scale)).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|x| (x - top).exp()).sum();
+        e.sums.push(if keys.is_empty() { f64::NEG_INFINITY } else { top + sum.ln() });
+        let p: Vec<f64> = scores.iter().map(|x| (x - top).exp() / sum).collect();
+        let dp: Vec<Sum> = keys.iter().map(|j| dot(g, v, *j)).collect();
+        let mean = p.iter().zip(&dp).fold(Sum::default(), |mut mean, (p, dp)| {
+            mean.add(p * dp.value, p * dp.size);
+            mean
+        });
+        let query = ((b * s.queries + i) * s.heads + h) * d;
+        for ((j, p), dp) in keys.into_iter().zip(p).zip(dp) {
+            let key = ((b * s.keys + j) * s.kv_heads + kv) * d;
+            let scale = f64::from(s.scale);
+            let (ds, size) = (p * (dp.value - mean.value) * scale, p * (dp.size + mean.size) * scale);
+            for c in 0..d {
+                let at = |x: &Heads| x.at(arithmetic, (b, j, kv), c);
+                let of = |x: &Heads| x.at(arithmetic, (b, i, h), c);
+                e.out[query + c].add(p * at(v), p * at(v).abs());
+                e.dq[query + c].add(ds * at(k), size * at(k).abs());
+                e.dk[key + c].add(ds * of(q), size * of(q).abs());
+                e.dv[key + c].add(p * of(g), p * of(g).abs());
+            }
+        }
+    }
+    e
+}
+
+#[track_caller]
+fn check_all(actual: &[f32], expected: &[Sum], error: f64) {
+    assert_eq!(actual.len(), expected.len());
+    actual.iter().zip(expected).for_each(|(a, e)| e.check(*a, error));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn attention_and_its_gradients_equal_plain_loops(
+        arithmetic in arithmetics(),
+        sizes in sizes(),
+        (causal, window) in (any::<bool>(), prop::option::of(1usize..60)),
+        (tile, seed) in (prop::sample::select(vec![5usize, 12, 48]), any::<u64>()),
+    ) {
+        let s = shape(sizes, causal, window, seed);
+        let (query, key) = ((s.batch, s.queries, s.heads, s.dim), (s.batch, s.keys, s.kv_heads, s.dim));
+        let inputs = [query, key, key, query];
+        let inputs: [Heads; 4] = from_fn(|i| Heads::new(inputs[i], mix(seed, 50 + i), mix(seed, 60 + i)));
+        let expected = expected(&s, arithmetic, inputs.each_ref());
+        let [q, k, v, g] = inputs.each_ref().map(Heads::view);
+        // Besides f32 sums, with bf16 the probabilities and their gradients are rounded to 8 bits.
+        let error = if arithmetic == Arithmetic::BF16 { 1.0 / 256.0 + 4e-6 } else { 4e-6 };
+
+        rayon::broadcast(|_| poison());
+        poison();
+        let width = s.heads * s.dim;
+        let mut out = vec![f32::NAN; s.batch * s.queries * width];
+        let mut sums = vec![f32::NAN; s.batch * s.queries * s.heads];
+        let packed = Packed::new(&s, arithmetic, k, v, false);
+        for (b, first) in (0..s.batch).flat_map(|b| (0..s.queries).step_by(tile).map(move |i| (b, i))) {
+            let queries = first..(first + tile).min(s.queries);
+            let at: Range<usize> = b * s.queries + queries.start..b * s.queries + queries.end;
+            let sums = &mut sums[at.start * s.heads..at.end * s.heads];
+            attention::forward(&s, &packed, (b, queries), q, &mut out[at.start * width..at.end * width], sums);
+        }
+        check_all(&out, &expected.out, error);
+        for (sum, expected) in sums.iter().zip(&expected.sums) {
+            prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
+        }
+
+        let packed = Packed::new(&s, arithmetic, k, v, true);
+        let gradients = Gradients::new(&s, &packed, [q, g], &sums);
+        let (mut dq, [mut dk, mut dv]) = (vec![f32::NAN; out.len()], from_fn(|_| vec![f32::NAN; expected.dk.len()]));
+        gradients.queries(&s, &mut dq);
+        gradients.keys(&s, &mut dk, &mut dv);
+        check_all(&dq, &expected.dq, error);
+        check_all(&dk, &expected.dk, error);
+        check_all(&dv, &expected.dv, error);
+    }
+
+    #[test]
+    fn attention_of_a_few_queries_equals_a_plain_loop(
+        sizes in sizes(),
+        (causal, window) in (any::<bool>(), prop::option::of(1usize..60)),
+        seed: u64,
+    ) {
+        let s = shape(sizes, causal, window, seed);
+        let (query, key) = ((s.batch, s.queries, s.heads, s.dim), (s.batch, s.keys, s.kv_heads, s.dim));
+        let [q, k, v] = [(query, 1), (key, 2), (key, 3)].map(|(size, i)| Heads::new(size, 0, mix(seed, i)));
+        let expected = expected(&s, Arithmetic::F32, [&q, &k, &v, &q]);
+        let mut out = vec![f32::NAN; expected.out.len()];
+        attention::decode(&s, q.view(), k.view(), v.view(), &mut out);
+        check_all(&out, &expected.out, 4e-6);
+        for (sum, expected) in attention::log_sums(&s, q.view(), k.view()).iter().zip(&expected.sums) {
+            prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
+        }
+    }
+}
