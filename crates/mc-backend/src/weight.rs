@@ -218,8 +218,8 @@ impl Weight {
 
     /// The compact form of a `bf16` matrix, for a product with a few rows.
     ///
-    /// It is made when the matrix is read for the [`PATIENCE`]th time: making it costs about as much as reading it twice, and
-    /// a program that asks for one token should not wait for it. And only while half of the machine's memory stays free.
+    /// It is made when the matrix is read for the [`PATIENCE`]th time: making it costs reading the matrix twice, and new pages,
+    /// and a program that asks for one token should not wait for it. And only while half of the machine's memory stays free.
     pub(crate) fn compact(&self) -> Option<&Compact> {
         let Some(Elements::BF16(elements)) = self.elements() else { return None };
         if let Some(form) = self.repeated.compact.get() {
