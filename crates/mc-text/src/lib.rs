@@ -22,6 +22,7 @@ mod jinja;
 mod json;
 mod stop;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use chat::{ChatOptions, ChatTemplate, Message};
 pub use detokenizer::Detokenizer;

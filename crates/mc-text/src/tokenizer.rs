@@ -11,7 +11,7 @@ use tokenizers::{AddedToken, PostProcessor, TruncationDirection, TruncationParam
 
 use crate::config::TokenizerConfig;
 use crate::error::one_line;
-use crate::{Detokenizer, Error, Result, TokenizerFiles};
+use crate::{Detokenizer, Error, Result, TokenizerFiles, tokenizer_json};
 
 /// A tokenizer with its special tokens; a clone shares everything.
 ///
@@ -79,10 +79,8 @@ impl Tokenizer {
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
         let file = files.directory.join("tokenizer.json");
         let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&files.tokenizer_json)
+        let mut tokenizer = tokenizer_json::read(&files.tokenizer_json)
             .map_err(|error| not_a_tokenizer(&file, &files.tokenizer_json, error))?;
-        tokenizer.with_truncation(None).map_err(malformed)?;
-        tokenizer.with_padding(None);
 
         let config = TokenizerConfig::parse(files)?;
         // What the configuration says of an added token goes over what tokenizer.json says.
