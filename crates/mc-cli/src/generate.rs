@@ -1,6 +1,6 @@
 //! `metal-candle generate`: text streams to stdout.
 
-use crate::{failure::wrong, global::Global, report, source};
+use crate::{failure::wrong, global::Global, memory, report, source};
 use anyhow::{Context, Result};
 use metal_candle::{
     inference::{Generator, GeneratorConfig, StreamToken},
@@ -87,6 +87,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     // With --json the text comes whole; a closed pipe ends the generation, as `head` expects.
     let mut written = Ok(true);
     let on_token = |token: StreamToken| {
+        memory::large_pages();
         if !global.json {
             written = report::stream(&token.text);
         }

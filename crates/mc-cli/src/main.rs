@@ -12,6 +12,7 @@ mod generate;
 mod global;
 mod index;
 mod inspect;
+mod memory;
 mod plot;
 mod report;
 mod search;
@@ -19,10 +20,6 @@ mod source;
 
 use clap::{Parser, Subcommand};
 use std::{process::ExitCode, time::Instant};
-
-#[cfg(not(target_vendor = "apple"))]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Fine-tune and run language models on your own machine.
 #[derive(Parser)]
@@ -50,29 +47,13 @@ enum Command {
     Bench(bench::Args),
 }
 
-/// Lets the allocator keep what is freed. Each step of a training takes the same buffers as the one before, and pages
-/// that went back to the system in between would all be cleared again.
-#[cfg(not(target_vendor = "apple"))]
-fn keep_freed_memory() {
-    /// `mi_option_purge_delay`, in milliseconds; −1 is never. The bindings have no name for it.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: setting an option of the allocator changes no memory that is in use.
-    #[allow(unsafe_code)]
-    unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-    }
-}
-
-#[cfg(target_vendor = "apple")]
-fn keep_freed_memory() {}
-
 fn main() -> ExitCode {
     // SAFETY: the first statement of the process; no other thread runs.
     #[allow(unsafe_code)]
     unsafe {
         metal_candle::backend::let_candle_wait_asleep();
     }
-    keep_freed_memory();
+    memory::keep_what_is_freed();
     let start = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -80,6 +61,10 @@ fn main() -> ExitCode {
     };
     let global = cli.global;
     global.start();
+    // The others run long enough for large pages to pay.
+    if !matches!(cli.command, Command::Finetune(_) | Command::Eval(_) | Command::Bench(_)) {
+        memory::small_pages();
+    }
     let result = match cli.command {
         Command::Finetune(args) => finetune::run(&global, *args),
         Command::Generate(args) => generate::run(&global, args),
