@@ -7,7 +7,8 @@
 //! those of encoders ([`crate::ops::Projections`]).
 
 use super::{
-    scratch::Scratch,
+    Columns,
+    scratch::{Scratch, zeros},
     simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, ROWS, Start},
 };
@@ -55,7 +56,7 @@ impl Rows {
     /// `n` rows of zeros for segments of these widths.
     pub(crate) fn new(arithmetic: Arithmetic, n: usize, segments: &[usize]) -> Self {
         let stride = segments.iter().map(|w| arithmetic.units(*w)).sum();
-        Self { arithmetic, units: vec![0; n.next_multiple_of(ROWS) * stride], stride }
+        Self { arithmetic, units: zeros(n.next_multiple_of(ROWS) * stride), stride }
     }
 
     /// These numbers, `(n, width)`, rounded.
@@ -86,6 +87,12 @@ impl Rows {
             }
             None => (0..n.div_ceil(at_once)).map(|_| Block(None)).collect(),
         }
+    }
+
+    /// Blocks of columns to write to from several threads: these ranges of numbers, which begin with a unit and ascend.
+    pub(crate) fn columns(&mut self, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Columns<'_>> {
+        let units = |range: Range<usize>| self.arithmetic.units(range.start)..self.arithmetic.units(range.end);
+        Columns::of(&mut self.units, self.stride, ranges.map(units))
     }
 
     /// The units of row `i`.
@@ -132,17 +139,9 @@ pub(crate) struct Block<'a>(Option<(Arithmetic, &'a mut [u32], usize)>);
 
 impl Block<'_> {
     /// Rounds rows of `width` numbers into it.
-    pub(crate) fn fill(mut self, x: &[f32], width: usize) {
-        self.fill_columns(x, (width, width), 0);
-    }
-
-    /// Rounds the first `width` numbers of rows that are `stride` apart into its columns from `first` on, an even number; an odd
-    /// `width` clears the column after it.
-    pub(crate) fn fill_columns(&mut self, x: &[f32], (stride, width): (usize, usize), first: usize) {
-        if let Some((arithmetic, units, of_row)) = &mut self.0 {
-            for (x, units) in x.chunks_exact(stride).zip(units.chunks_exact_mut(*of_row)) {
-                round(*arithmetic, &x[..width], &mut units[arithmetic.units(first)..]);
-            }
+    pub(crate) fn fill(self, x: &[f32], width: usize) {
+        if let Some((arithmetic, units, stride)) = self.0 {
+            round_rows(arithmetic, (x, width), (units, stride));
         }
     }
 }
@@ -218,19 +217,26 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs `depth` units × `cols` in parallel; where no part lies there are zeros.
     pub(crate) fn pack(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
-        /// Panels that one unit of work fills, so that rows are read in longer pieces.
-        const UNIT: usize = 4;
+        // Panels that one unit of work fills: many where they are columns of the matrix, so that rows are read in long pieces.
+        let as_it_lies = parts.iter().any(|p| !p.transposed);
+        let most = if as_it_lies { 32 } else { 4 };
+        let unit = cols.div_ceil(LANES).div_ceil(rayon::current_num_threads()).clamp(1, most) * LANES;
         let mut panels = Self::empty(arithmetic, depth, cols);
-        panels.units.par_chunks_mut((UNIT * LANES * depth).max(1)).enumerate().for_each(|(u, units)| {
-            pack(arithmetic, depth, u * UNIT * LANES..((u + 1) * UNIT * LANES).min(cols), parts, units);
+        panels.units.par_chunks_mut((unit * depth).max(1)).enumerate().for_each(|(u, units)| {
+            pack(arithmetic, depth, u * unit..((u + 1) * unit).min(cols), parts, units);
         });
         panels
     }
 
     /// As [`Panels::pack`], on this thread.
     pub(crate) fn pack_here(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
-        let mut panels = Self::empty(arithmetic, depth, cols);
-        pack(arithmetic, depth, 0..cols, parts, &mut panels.units);
+        Self::pack_columns(arithmetic, depth, 0..cols, parts)
+    }
+
+    /// Some columns of what [`Panels::pack`] gives, of which the first is a multiple of 16, on this thread.
+    pub(crate) fn pack_columns(arithmetic: Arithmetic, depth: usize, cols: Range<usize>, parts: &[Part]) -> Self {
+        let mut panels = Self::empty(arithmetic, depth, cols.len());
+        pack(arithmetic, depth, cols, parts, &mut panels.units);
         panels
     }
 
@@ -380,10 +386,14 @@ fn transpose_panel<T: Element, const PER: usize>(
 ) {
     /// Squares of 16 × 16 units that are read at once: whole lines of memory, several in a row.
     const SQUARES: usize = 4;
+    let (to, _) = to[..depth.div_ceil(PER) * LANES].as_chunks_mut();
+    let whole = depth / PER / LANES * LANES;
+    let done = width == LANES && T::fast_columns::<PER>(&x[col * stride..], stride, &mut to[..whole]);
+    let first = if done { whole } else { 0 };
     let mut squares = [[[0u32; LANES]; LANES]; SQUARES];
-    for (s, to) in to[..depth.div_ceil(PER) * LANES].chunks_mut(SQUARES * LANES * LANES).enumerate() {
-        let from = s * SQUARES * LANES * PER;
-        let n = (to.len() / LANES * PER).min(depth - from);
+    for (s, to) in to[first..].chunks_mut(SQUARES * LANES).enumerate() {
+        let from = (first + s * SQUARES * LANES) * PER;
+        let n = (to.len() * PER).min(depth - from);
         for j in 0..width {
             let row = &x[(col + j) * stride + from..][..n];
             for (square, x) in squares.iter_mut().zip(row.chunks(LANES * PER)) {
@@ -393,12 +403,12 @@ fn transpose_panel<T: Element, const PER: usize>(
                 }
             }
         }
-        for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES * LANES)) {
+        for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES)) {
             tile::transpose(square);
             if width == LANES {
-                to.copy_from_slice(&square.as_flattened()[..to.len()]);
+                to.copy_from_slice(&square[..to.len()]);
             } else {
-                for (to, line) in to.chunks_exact_mut(LANES).zip(&*square) {
+                for (to, line) in to.iter_mut().zip(&*square) {
                     to[lane..lane + width].copy_from_slice(&line[lane..lane + width]);
                 }
             }
