@@ -14,10 +14,7 @@ pub(crate) mod simd;
 pub(crate) mod tile;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
-use std::{
-    marker::PhantomData,
-    ops::{Deref, Range},
-};
+use std::ops::Deref;
 
 /// Whether the fused kernels serve this tensor: `f32` on the CPU.
 pub(crate) fn serve(x: &Tensor) -> bool {
@@ -79,43 +76,6 @@ impl Shared {
     pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
         // SAFETY: in bounds, as `block` asserts; the rest is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.block(start, (1, len), 0), len) }
-    }
-}
-
-/// Some columns of a matrix of units, which one thread writes while others write the rest.
-pub(crate) struct Columns<'a> {
-    start: *mut u32,
-    rows: usize,
-    stride: usize,
-    width: usize,
-    matrix: PhantomData<&'a mut [u32]>,
-}
-
-// SAFETY: it stands for elements that nothing else refers to, see [`Columns::of`].
-#[allow(unsafe_code)]
-unsafe impl Send for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    /// Those of a matrix with rows of `stride` units in ranges that ascend and do not overlap.
-    pub(crate) fn of(matrix: &'a mut [u32], stride: usize, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Self> {
-        let (start, rows, mut end) = (matrix.as_mut_ptr(), matrix.len().checked_div(stride).unwrap_or(0), 0);
-        let columns = ranges.map(|range| {
-            assert!(end <= range.start && range.start <= range.end && range.end <= stride, "columns out of order");
-            end = range.end;
-            Self { start: start.wrapping_add(range.start), rows, stride, width: range.len(), matrix: PhantomData }
-        });
-        columns.collect()
-    }
-
-    /// Its part of row `i`.
-    pub(crate) fn row(&mut self, i: usize) -> &mut [u32] {
-        assert!(i < self.rows, "row of columns out of bounds");
-        // SAFETY: in bounds, as `of` and the line above assert; the matrix is borrowed for as long as this lives, and other
-        // columns of it do not overlap with these.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(i * self.stride), self.width)
-        }
     }
 }
 

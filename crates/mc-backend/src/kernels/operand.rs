@@ -7,7 +7,6 @@
 //! those of encoders ([`crate::ops::Projections`]).
 
 use super::{
-    Columns,
     scratch::{Scratch, zeros},
     simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, ROWS, Start},
@@ -89,12 +88,6 @@ impl Rows {
         }
     }
 
-    /// Blocks of columns to write to from several threads: these ranges of numbers, which begin with a unit and ascend.
-    pub(crate) fn columns(&mut self, ranges: impl Iterator<Item = Range<usize>>) -> Vec<Columns<'_>> {
-        let units = |range: Range<usize>| self.arithmetic.units(range.start)..self.arithmetic.units(range.end);
-        Columns::of(&mut self.units, self.stride, ranges.map(units))
-    }
-
     /// The units of row `i`.
     pub(crate) fn row(&self, i: usize) -> &[u32] {
         &self.units[i * self.stride..(i + 1) * self.stride]
@@ -139,9 +132,17 @@ pub(crate) struct Block<'a>(Option<(Arithmetic, &'a mut [u32], usize)>);
 
 impl Block<'_> {
     /// Rounds rows of `width` numbers into it.
-    pub(crate) fn fill(self, x: &[f32], width: usize) {
-        if let Some((arithmetic, units, stride)) = self.0 {
-            round_rows(arithmetic, (x, width), (units, stride));
+    pub(crate) fn fill(mut self, x: &[f32], width: usize) {
+        self.fill_columns(x, (width, width), 0);
+    }
+
+    /// Rounds the first `width` numbers of rows that are `stride` apart into its columns from `first` on, an even number; an odd
+    /// `width` clears the column after it.
+    pub(crate) fn fill_columns(&mut self, x: &[f32], (stride, width): (usize, usize), first: usize) {
+        if let Some((arithmetic, units, of_row)) = &mut self.0 {
+            for (x, units) in x.chunks_exact(stride).zip(units.chunks_exact_mut(*of_row)) {
+                round(*arithmetic, &x[..width], &mut units[arithmetic.units(first)..]);
+            }
         }
     }
 }
@@ -230,13 +231,8 @@ impl Panels {
 
     /// As [`Panels::pack`], on this thread.
     pub(crate) fn pack_here(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
-        Self::pack_columns(arithmetic, depth, 0..cols, parts)
-    }
-
-    /// Some columns of what [`Panels::pack`] gives, of which the first is a multiple of 16, on this thread.
-    pub(crate) fn pack_columns(arithmetic: Arithmetic, depth: usize, cols: Range<usize>, parts: &[Part]) -> Self {
-        let mut panels = Self::empty(arithmetic, depth, cols.len());
-        pack(arithmetic, depth, cols, parts, &mut panels.units);
+        let mut panels = Self::empty(arithmetic, depth, cols);
+        pack(arithmetic, depth, 0..cols, parts, &mut panels.units);
         panels
     }
 

@@ -15,18 +15,15 @@ use crate::{
         self,
         operand::{Rows, round, round_rows, widen},
         rows,
-        scratch::{Scratch, zeros},
+        scratch::Scratch,
         tile::Start,
     },
 };
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
-use std::ops::Range;
 
-/// Columns of gate and up that one thread packs and multiplies: whole panels, which stay in its L2 cache.
-const COLUMNS: usize = 64;
-/// Rows of them that exist at a time, so that they stay there too from the product to the gate: whole tiles.
-const ROWS_AT_ONCE: usize = 132;
+/// Columns of gate and up that exist at a time, so that they stay in the cache from the product to the gate: whole panels.
+const COLUMNS: usize = 128;
 
 /// `x + down(silu(gate(h))∘up(h))` with `h` the root-mean-square norm of x: the weights of it.
 #[derive(Clone)]
@@ -116,143 +113,93 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         return Tensor::from_vec(y, x.shape(), x.device());
     }
 
-    let mut y = zeros(n * d);
+    let mut y = vec![0f32; n * d];
     let arithmetic = wide.arithmetic;
     let (mut h, mut act) = (wide.input_rows(n), narrow.input_rows(n));
     let mut gate_up = tracked.then(|| Rows::new(arithmetic, n, &[outer]));
+    let (first, second) = (wide.forward()?, narrow.forward()?);
     let (h_stride, act_stride, at_once) = (h.stride, act.stride, rows_at_once(n));
-    wide.forward_by_columns(|first| {
-        let rows = h.units.par_chunks_mut((at_once * h_stride).max(1));
-        rows.zip(x_slice.par_chunks((at_once * d).max(1))).for_each(|(h, x)| {
-            let mut row = vec![0f32; d];
-            for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
-                rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
-                round(arithmetic, &row[..d], h);
+    let saved_blocks = Rows::blocks(gate_up.as_mut(), n, at_once);
+    let blocks = y.par_chunks_mut((at_once * d).max(1)).zip(x_slice.par_chunks((at_once * d).max(1)));
+    let rows_of = h
+        .units
+        .par_chunks_mut((at_once * h_stride).max(1))
+        .zip(act.units.par_chunks_mut((at_once * act_stride).max(1)));
+    blocks.zip(rows_of).zip(saved_blocks).for_each(|(((y, x), (h, act)), mut saved)| {
+        let n = x.len() / d;
+        let mut row = vec![0f32; d];
+        for (x, h) in x.chunks_exact(d).zip(h.chunks_exact_mut(h_stride)) {
+            rows::rms_norm_rows(x, &weight, eps, &mut row[..d]);
+            round(arithmetic, &row[..d], h);
+        }
+        first.low(n, None, (&mut *h, h_stride));
+        let mut both = Scratch::new(2 * n * COLUMNS);
+        let (gates, ups) = both.f32().split_at_mut(n * COLUMNS);
+        for from in (0..inner).step_by(COLUMNS) {
+            let width = COLUMNS.min(inner - from);
+            for (at, out) in [(from, &mut *gates), (up_at + from, &mut *ups)] {
+                let start = wide.bias().map_or(Start::Zero, |bias| Start::Row(&bias[at..]));
+                first.columns(n, (h, h_stride), at..at + width, start, (out, COLUMNS));
+                saved.fill_columns(out, (COLUMNS, width), at);
             }
-            first.stage.low(x.len() / d, None, (h, h_stride));
-        });
-        let saved = gate_up.as_mut().map(|rows| rows.columns(both(inner, up_at)));
-        let mut gates_saved: Vec<_> = saved.into_iter().flatten().map(Some).collect();
-        gates_saved.resize_with(2 * inner.div_ceil(COLUMNS), || None);
-        let ups_saved = gates_saved.split_off(inner.div_ceil(COLUMNS));
-        let saved = gates_saved.into_par_iter().zip(ups_saved);
-        let work = blocks(inner)
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .zip(act.columns(blocks(inner)))
-            .zip(saved)
-            .with_max_len(1);
-        work.for_each(|((block, mut act), (mut gate_saved, mut up_saved))| {
-            let (width, places) = (block.len(), [block.clone(), up_at + block.start..up_at + block.end]);
-            let panels = places.clone().map(|cols| first.pack(cols));
-            let mut both = Scratch::new(2 * ROWS_AT_ONCE * COLUMNS);
-            let (gates, ups) = both.f32().split_at_mut(ROWS_AT_ONCE * COLUMNS);
-            for top in (0..n).step_by(ROWS_AT_ONCE) {
-                let rows = ROWS_AT_ONCE.min(n - top);
-                for (i, (out, saved)) in
-                    [(&mut *gates, &mut gate_saved), (&mut *ups, &mut up_saved)].into_iter().enumerate()
-                {
-                    let start = wide.bias().map_or(Start::Zero, |bias| Start::Row(&bias[places[i].clone()]));
-                    panels[i].multiply(rows, h.left_from(top), start, (out, COLUMNS));
-                    if let Some(saved) = saved {
-                        for (i, out) in out.chunks_exact(COLUMNS).take(rows).enumerate() {
-                            round(arithmetic, &out[..width], saved.row(top + i));
-                        }
-                    }
-                }
-                let lines = gates.chunks_exact(COLUMNS).zip(ups.chunks_exact_mut(COLUMNS)).take(rows);
-                for (i, (gate, up)) in lines.enumerate() {
-                    rows::swiglu_row(&gate[..width], &mut up[..width]);
-                    round(narrow.arithmetic, &up[..width], act.row(top + i));
-                }
+            let lines = gates.chunks_exact(COLUMNS).zip(ups.chunks_exact_mut(COLUMNS));
+            for ((gate, up), act) in lines.zip(act.chunks_exact_mut(act_stride)) {
+                rows::swiglu_row(&gate[..width], &mut up[..width]);
+                round(narrow.arithmetic, &up[..width], &mut act[narrow.arithmetic.units(from)..]);
             }
-        });
-    })?;
-    let second = narrow.forward()?;
-    let blocks_of_rows = y.par_chunks_mut((at_once * d).max(1)).zip(x_slice.par_chunks((at_once * d).max(1)));
-    blocks_of_rows.zip(act.units.par_chunks_mut((at_once * act_stride).max(1))).for_each(|((y, x), act)| {
-        second.run(x.len() / d, (act, act_stride), Start::Matrix(x, d), (y, d));
+        }
+        second.run(n, (act, act_stride), Start::Matrix(x, d), (y, d));
         narrow.add_bias(y);
     });
-    drop((second, x_slice));
+    drop((first, second, x_slice));
 
     let Some(gate_up) = gate_up else { return Tensor::from_vec(y, x.shape(), x.device()) };
-    let saved = Saved { x: x.detach(), norm: (weight, eps), h, gate_up, act };
-    graft_with(&x, &trained, Value::cpu(y, x.shape()), move |g| backward(&wide, &narrow, &saved, g))
-}
-
-/// Blocks of columns of so many.
-fn blocks(inner: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..inner).step_by(COLUMNS).map(move |from| from..(from + COLUMNS).min(inner))
-}
-
-/// Those of gate, and then those of up, which begin at `up_at`.
-fn both(inner: usize, up_at: usize) -> impl Iterator<Item = Range<usize>> {
-    blocks(inner).chain(blocks(inner).map(move |block| up_at + block.start..up_at + block.end))
-}
-
-/// What the backward pass reads.
-struct Saved {
-    x: Tensor,
-    /// Its weight, and what is added to the mean of squares.
-    norm: (Vec<f32>, f32),
-    h: Rows,
-    gate_up: Rows,
-    act: Rows,
-}
-
-fn backward(wide: &Group, narrow: &Group, saved: &Saved, g: &Tensor) -> Result<(Option<Tensor>, Vec<Tensor>)> {
-    let (d, inner, arithmetic, (weight, eps)) = (wide.inner, narrow.inner, wide.arithmetic, &saved.norm);
-    let n = g.elem_count() / d.max(1);
-    let (at_once, up_at) = (rows_at_once(n), wide.outputs().nth(1).map_or(0, |up| up.start));
-    let x = kernels::slice(&saved.x)?;
-    let g_slice = kernels::slice(g)?;
-    let mut dx = zeros(n * d);
-    let (mut g_rows, mut d_wide) = (narrow.gradient_rows(n), wide.gradient_rows(n));
-    let (g_stride, wide_stride) = (g_rows.stride, d_wide.stride);
-    narrow.backward_by_columns(|first| {
-        let rows = g_rows.units.par_chunks_mut((at_once * g_stride).max(1));
-        rows.zip(g_slice.par_chunks((at_once * d).max(1))).for_each(|(g_rows, g)| {
+    let saved = x.detach();
+    graft_with(&x, &trained, Value::cpu(y, x.shape()), move |g| {
+        let x = kernels::slice(&saved)?;
+        let g_slice = kernels::slice(g)?;
+        let mut dx = vec![0f32; n * d];
+        let (mut g_rows, mut d_wide) = (narrow.gradient_rows(n), wide.gradient_rows(n));
+        let (first, second) = (narrow.backward(true)?, wide.backward(true)?);
+        let (g_stride, wide_stride) = (g_rows.stride, d_wide.stride);
+        let blocks = dx.par_chunks_mut((at_once * d).max(1)).enumerate();
+        let rows_of = g_rows
+            .units
+            .par_chunks_mut((at_once * g_stride).max(1))
+            .zip(d_wide.units.par_chunks_mut((at_once * wide_stride).max(1)));
+        blocks.zip(rows_of).for_each(|((block, dx), (g_rows, d_wide))| {
+            let (n, top) = (dx.len() / d, block * at_once);
+            let range = top * d..top * d + dx.len();
+            let (x, g) = (&x[range.clone()], &g_slice[range]);
             round_rows(narrow.arithmetic, (g, d), (g_rows, g_stride));
-            first.stage.low(g.len() / d, None, (g_rows, g_stride));
-        });
-        let mut gates = d_wide.columns(both(inner, up_at));
-        let ups = gates.split_off(inner.div_ceil(COLUMNS));
-        let work = blocks(inner).collect::<Vec<_>>().into_par_iter().zip(gates).zip(ups).with_max_len(1);
-        work.for_each(|((block, mut d_gate), mut d_up)| {
-            let width = block.len();
-            let (gate_at, up_at) = (arithmetic.units(block.start), arithmetic.units(up_at + block.start));
-            let panels = first.pack(block);
-            let mut d_act = Scratch::new(ROWS_AT_ONCE * COLUMNS);
+            first.low(n, None, (&mut *g_rows, g_stride));
+            let mut d_act = Scratch::new(n * COLUMNS);
             let d_act = d_act.f32();
             let [mut gate, mut up] = [[0f32; COLUMNS]; 2];
-            for top in (0..n).step_by(ROWS_AT_ONCE) {
-                let rows = ROWS_AT_ONCE.min(n - top);
-                panels.multiply(rows, g_rows.left_from(top), Start::Zero, (d_act, COLUMNS));
-                for (i, d_act) in (top..).zip(d_act.chunks_exact(COLUMNS)).take(rows) {
-                    let line = saved.gate_up.row(i);
-                    widen(arithmetic, &line[gate_at..], &mut gate[..width]);
-                    widen(arithmetic, &line[up_at..], &mut up[..width]);
+            for from in (0..inner).step_by(COLUMNS) {
+                let width = COLUMNS.min(inner - from);
+                first.columns(n, (g_rows, g_stride), from..from + width, Start::Zero, (d_act, COLUMNS));
+                let (gate_at, up_at) = (arithmetic.units(from), arithmetic.units(up_at + from));
+                let lines = d_act.chunks_exact(COLUMNS).zip(d_wide.chunks_exact_mut(wide_stride));
+                for (i, (d_act, units)) in lines.enumerate() {
+                    let saved = gate_up.row(top + i);
+                    widen(arithmetic, &saved[gate_at..], &mut gate[..width]);
+                    widen(arithmetic, &saved[up_at..], &mut up[..width]);
                     rows::swiglu_backward_row(&mut gate[..width], &mut up[..width], &d_act[..width]);
-                    round(arithmetic, &gate[..width], d_gate.row(i));
-                    round(arithmetic, &up[..width], d_up.row(i));
+                    round(arithmetic, &gate[..width], &mut units[gate_at..]);
+                    round(arithmetic, &up[..width], &mut units[up_at..]);
                 }
             }
+            second.run(n, (d_wide, wide_stride), Start::Zero, (dx, d));
+            rows::rms_norm_backward_rows(x, &weight, eps, dx);
+            dx.iter_mut().zip(g).for_each(|(dx, g)| *dx += g);
         });
-    })?;
-    let second = wide.backward(true)?;
-    let blocks = dx.par_chunks_mut((at_once * d).max(1)).enumerate();
-    blocks.zip(d_wide.units.par_chunks_mut((at_once * wide_stride).max(1))).for_each(|((block, dx), d_wide)| {
-        let range = block * at_once * d..block * at_once * d + dx.len();
-        second.run(dx.len() / d, (d_wide, wide_stride), Start::Zero, (dx, d));
-        rows::rms_norm_backward_rows(&x[range.clone()], weight, *eps, dx);
-        dx.iter_mut().zip(&g_slice[range]).for_each(|(dx, g)| *dx += g);
-    });
-    drop(second);
-    let mut gradients = wide.gradients(n, &saved.h, None, &d_wide)?;
-    gradients.extend(narrow.gradients(n, &saved.act, None, &g_rows)?);
-    let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
-    Ok((Some(dx), gradients))
+        drop((first, second));
+        let mut gradients = wide.gradients(n, &h, None, &d_wide)?;
+        gradients.extend(narrow.gradients(n, &act, None, &g_rows)?);
+        let dx = Tensor::from_vec(dx, g.shape(), g.device())?;
+        Ok((Some(dx), gradients))
+    })
 }
 
 /// A few rows, whose cost is reading the matrices: `h` is the norm of x, the columns of up begin at `up_at`.

@@ -135,17 +135,6 @@ impl Group {
 
     /// The product of the forward pass: [`Group::input_rows`] → `(n, outer)`.
     pub(super) fn forward(&self) -> Result<Stage> {
-        // Of several, with the columns between and after them, so that all of the output is written.
-        let to = if let [only] = &self.members[..] { only.out.end } else { self.outer };
-        self.with_forward(|low, whole| self.stage(self.inner, to, low, whole))
-    }
-
-    /// As [`Group::forward`], for blocks of columns that are packed by whoever computes them.
-    pub(super) fn forward_by_columns<R>(&self, run: impl FnOnce(&ByColumns) -> R) -> Result<R> {
-        self.with_forward(|low, whole| run(&self.by_columns(self.inner, low, whole)))
-    }
-
-    fn with_forward<R>(&self, run: impl FnOnce(&[Part], &[Part]) -> R) -> Result<R> {
         let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
         let mut whole: Vec<Part> = self.weights(|m, elements| Part {
             depth: 0,
@@ -163,21 +152,14 @@ impl Group {
             let depth = unit(inner) + unit(l.ranks.start);
             whole.push(Part { depth, col: m.out.start, size: (r, m.out.len()), matrix, transposed: true });
         }
-        Ok(run(&low, &whole))
+        // Of several, with the columns between and after them, so that all of the output is written.
+        let to = if let [only] = &self.members[..] { only.out.end } else { self.outer };
+        Ok(self.stage(inner, to, &low, &whole))
     }
 
     /// The product of the backward pass: [`Group::gradient_rows`] → `(n, inner)`, with the part that comes through the
     /// low-rank parts, or without.
     pub(super) fn backward(&self, with_low: bool) -> Result<Stage> {
-        self.with_backward(with_low, |low, whole| self.stage(self.outer, self.inner, low, whole))
-    }
-
-    /// As [`Group::backward`], for blocks of columns that are packed by whoever computes them.
-    pub(super) fn backward_by_columns<R>(&self, run: impl FnOnce(&ByColumns) -> R) -> Result<R> {
-        self.with_backward(true, |low, whole| run(&self.by_columns(self.outer, low, whole)))
-    }
-
-    fn with_backward<R>(&self, with_low: bool, run: impl FnOnce(&[Part], &[Part]) -> R) -> Result<R> {
         let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
         let mut whole: Vec<Part> = self.weights(|m, elements| Part {
             depth: unit(m.out.start),
@@ -196,7 +178,7 @@ impl Group {
                 whole.push(Part { depth, col: 0, size: (r, inner), matrix, transposed: false });
             }
         }
-        Ok(run(&low, &whole))
+        Ok(self.stage(self.outer, inner, &low, &whole))
     }
 
     /// What comes through the low-rank parts alone: their units of [`Group::gradient_rows`] → `(n, inner)`.
@@ -224,10 +206,6 @@ impl Group {
             low: Panels::pack(self.arithmetic, first, self.rank, low),
             whole: Panels::pack(self.arithmetic, first + rank, to, whole),
         }
-    }
-
-    fn by_columns<'a>(&self, from: usize, low: &[Part], whole: &'a [Part<'a>]) -> ByColumns<'a> {
-        ByColumns { stage: self.stage(from, 0, low, &[]), whole }
     }
 
     fn weights<'a>(&'a self, part: impl Fn(&'a Member, crate::weight::Elements<'a>) -> Part<'a>) -> Vec<Part<'a>> {
@@ -331,20 +309,6 @@ pub(super) struct Stage {
     scales: Vec<f32>,
     low: Panels,
     whole: Panels,
-}
-
-/// A product whose right side is packed by columns.
-pub(super) struct ByColumns<'a> {
-    /// What fills the low-rank parts of rows.
-    pub(super) stage: Stage,
-    whole: &'a [Part<'a>],
-}
-
-impl ByColumns<'_> {
-    /// These columns, of which the first is a multiple of 16.
-    pub(super) fn pack(&self, cols: Range<usize>) -> Panels {
-        Panels::pack_columns(self.stage.arithmetic, self.stage.whole.depth, cols, self.whole)
-    }
 }
 
 impl Stage {
