@@ -7,8 +7,9 @@
 
 use super::{
     operand::{Matrix, Panels, Part, Rows, round},
+    scratch::Scratch,
     simd::{self, dot, exp, simd},
-    tile::{Arithmetic, LANES, Start},
+    tile::{self, Arithmetic, LANES, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
@@ -351,7 +352,7 @@ pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
 /// The gradients of all query heads, each in its queries and its part of those in keys and values.
 pub(crate) struct Gradients {
     /// `(b·heads)` times dQ `(tq, d)`, dK and dV `(tk, d)`.
-    heads: Vec<f32>,
+    heads: Scratch,
     of_head: usize,
 }
 
@@ -360,8 +361,8 @@ impl Gradients {
     pub(crate) fn new(s: &Shape, packed: &Packed, views: [View; 2], sums: &[f32]) -> Self {
         let (tq, tk) = (s.queries * s.dim, s.keys * s.dim);
         let of_head = tq + 2 * tk;
-        let mut heads = vec![0f32; s.batch * s.heads * of_head];
-        heads.par_chunks_exact_mut(of_head.max(1)).enumerate().for_each(|(unit, head)| {
+        let mut heads = Scratch::new(s.batch * s.heads * of_head);
+        heads.f32().par_chunks_exact_mut(of_head.max(1)).enumerate().for_each(|(unit, head)| {
             let (dq, rest) = head.split_at_mut(tq);
             let (dk, dv) = rest.split_at_mut(tk);
             backward(s, packed, (unit / s.heads, unit % s.heads), views, sums, [dq, dk, dv]);
@@ -373,7 +374,7 @@ impl Gradients {
     pub(crate) fn query(&self, s: &Shape, (b, i): (usize, usize), dq: &mut [f32]) {
         for (h, dq) in dq.chunks_exact_mut(s.dim).enumerate() {
             let at = (b * s.heads + h) * self.of_head + i * s.dim;
-            dq.copy_from_slice(&self.heads[at..at + s.dim]);
+            dq.copy_from_slice(&self.heads.numbers()[at..at + s.dim]);
         }
     }
 
@@ -385,7 +386,7 @@ impl Gradients {
             for (g, out) in out.chunks_exact_mut(d).enumerate() {
                 for h in g * group..(g + 1) * group {
                     let at = (b * s.heads + h) * self.of_head + first + j * d;
-                    out.iter_mut().zip(&self.heads[at..at + d]).for_each(|(o, x)| *o += x);
+                    out.iter_mut().zip(&self.heads.numbers()[at..at + d]).for_each(|(o, x)| *o += x);
                 }
             }
         }
@@ -451,13 +452,8 @@ fn backward(
             right.multiply(d, left.left(), Start::Itself, (sum, s.keys));
         }
     }
-    for (from, to) in [(dk_t, dk), (dv_t, dv)] {
-        for (j, to) in to.chunks_exact_mut(d).enumerate() {
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = from[i * s.keys + j];
-            }
-        }
-    }
+    tile::transpose_matrix(&dk_t, (d, s.keys), dk);
+    tile::transpose_matrix(&dv_t, (d, s.keys), dv);
 }
 
 /// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.

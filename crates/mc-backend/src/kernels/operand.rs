@@ -7,7 +7,7 @@
 //! those of encoders ([`crate::ops::Projections`]).
 
 use super::{
-    scratch::Scratch,
+    scratch::{Scratch, zeros},
     simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, ROWS, Start},
 };
@@ -55,7 +55,7 @@ impl Rows {
     /// `n` rows of zeros for segments of these widths.
     pub(crate) fn new(arithmetic: Arithmetic, n: usize, segments: &[usize]) -> Self {
         let stride = segments.iter().map(|w| arithmetic.units(*w)).sum();
-        Self { arithmetic, units: vec![0; n.next_multiple_of(ROWS) * stride], stride }
+        Self { arithmetic, units: zeros(n.next_multiple_of(ROWS) * stride), stride }
     }
 
     /// These numbers, `(n, width)`, rounded.
@@ -218,11 +218,13 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs `depth` units × `cols` in parallel; where no part lies there are zeros.
     pub(crate) fn pack(arithmetic: Arithmetic, depth: usize, cols: usize, parts: &[Part]) -> Self {
-        /// Panels that one unit of work fills, so that rows are read in longer pieces.
-        const UNIT: usize = 4;
+        // Panels that one unit of work fills: many where they are columns of the matrix, so that rows are read in long pieces.
+        let as_it_lies = parts.iter().any(|p| !p.transposed);
+        let most = if as_it_lies { 32 } else { 4 };
+        let unit = cols.div_ceil(LANES).div_ceil(rayon::current_num_threads()).clamp(1, most) * LANES;
         let mut panels = Self::empty(arithmetic, depth, cols);
-        panels.units.par_chunks_mut((UNIT * LANES * depth).max(1)).enumerate().for_each(|(u, units)| {
-            pack(arithmetic, depth, u * UNIT * LANES..((u + 1) * UNIT * LANES).min(cols), parts, units);
+        panels.units.par_chunks_mut((unit * depth).max(1)).enumerate().for_each(|(u, units)| {
+            pack(arithmetic, depth, u * unit..((u + 1) * unit).min(cols), parts, units);
         });
         panels
     }
@@ -380,10 +382,14 @@ fn transpose_panel<T: Element, const PER: usize>(
 ) {
     /// Squares of 16 × 16 units that are read at once: whole lines of memory, several in a row.
     const SQUARES: usize = 4;
+    let (to, _) = to[..depth.div_ceil(PER) * LANES].as_chunks_mut();
+    let whole = depth / PER / LANES * LANES;
+    let done = width == LANES && T::fast_columns::<PER>(&x[col * stride..], stride, &mut to[..whole]);
+    let first = if done { whole } else { 0 };
     let mut squares = [[[0u32; LANES]; LANES]; SQUARES];
-    for (s, to) in to[..depth.div_ceil(PER) * LANES].chunks_mut(SQUARES * LANES * LANES).enumerate() {
-        let from = s * SQUARES * LANES * PER;
-        let n = (to.len() / LANES * PER).min(depth - from);
+    for (s, to) in to[first..].chunks_mut(SQUARES * LANES).enumerate() {
+        let from = (first + s * SQUARES * LANES) * PER;
+        let n = (to.len() * PER).min(depth - from);
         for j in 0..width {
             let row = &x[(col + j) * stride + from..][..n];
             for (square, x) in squares.iter_mut().zip(row.chunks(LANES * PER)) {
@@ -393,12 +399,12 @@ fn transpose_panel<T: Element, const PER: usize>(
                 }
             }
         }
-        for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES * LANES)) {
+        for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES)) {
             tile::transpose(square);
             if width == LANES {
-                to.copy_from_slice(&square.as_flattened()[..to.len()]);
+                to.copy_from_slice(&square[..to.len()]);
             } else {
-                for (to, line) in to.chunks_exact_mut(LANES).zip(&*square) {
+                for (to, line) in to.iter_mut().zip(&*square) {
                     to[lane..lane + width].copy_from_slice(&line[lane..lane + width]);
                 }
             }

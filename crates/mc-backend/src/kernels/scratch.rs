@@ -1,5 +1,6 @@
 //! Buffers that are used again: memory so large costs more to get from the system, and to clear, than to fill.
 
+use rayon::prelude::*;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +43,11 @@ impl Scratch {
     pub(crate) fn f32(&mut self) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
+
+    /// The same as numbers to read.
+    pub(crate) fn numbers(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
 }
 
 impl Deref for Scratch {
@@ -70,6 +76,18 @@ impl Drop for Scratch {
             total -= spare.remove(0).capacity();
         }
     }
+}
+
+/// So many zeros, written by all threads: beside one that clears memory the others would wait.
+pub(crate) fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
+    const BLOCK: usize = 256;
+    if len < 4 * SMALL {
+        return vec![T::default(); len];
+    }
+    let blocks = (0..len.div_ceil(BLOCK)).into_par_iter().with_min_len(SMALL / BLOCK).map(|_| [T::default(); BLOCK]);
+    let mut zeros = blocks.collect::<Vec<_>>().into_flattened();
+    zeros.truncate(len);
+    zeros
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
 /// An element that a kernel can widen to `f32`.
 pub(crate) trait Element: Copy + Send + Sync {
     const ZERO: Self;
+    /// How many are one unit of a product as they lie in memory; 0 for none.
+    const OF_UNIT: usize;
     fn widen(self) -> f32;
     /// To the nearest `bf16`, ties to even; NaN stays NaN.
     #[inline(always)]
@@ -29,9 +31,15 @@ pub(crate) trait Element: Copy + Send + Sync {
     fn fast_pairs(_: &[Self], _: usize, _: &mut [[u32; LANES]]) -> bool {
         false
     }
+    /// [`tile::columns`] where units of `PER` numbers are what lies in memory; whether it was done.
+    #[inline(always)]
+    fn fast_columns<const PER: usize>(x: &[Self], stride: usize, to: &mut [[u32; LANES]]) -> bool {
+        PER == Self::OF_UNIT && tile::columns(x, stride, to)
+    }
 }
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    const OF_UNIT: usize = 1;
     #[inline(always)]
     fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
         tile::rounded_pairs(x, stride, pairs)
@@ -43,6 +51,7 @@ impl Element for f32 {
 }
 impl Element for bf16 {
     const ZERO: Self = bf16::ZERO;
+    const OF_UNIT: usize = 2;
     #[inline(always)]
     fn nearest(self) -> bf16 {
         self
@@ -58,6 +67,7 @@ impl Element for bf16 {
 }
 impl Element for f16 {
     const ZERO: Self = f16::ZERO;
+    const OF_UNIT: usize = 0;
     /// Without a branch, so that it vectorises: the exponent is rebased by a multiplication, which also makes
     /// subnormal numbers right; infinities and NaN get the full exponent.
     #[inline(always)]

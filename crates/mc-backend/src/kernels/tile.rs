@@ -263,6 +263,41 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
     }
 }
 
+/// The transpose of a dense matrix of `rows` × `cols`.
+pub(crate) fn transpose_matrix(x: &[f32], (rows, cols): (usize, usize), to: &mut [f32]) {
+    let mut square = [[0u32; LANES]; LANES];
+    for (i, j) in (0..rows).step_by(LANES).flat_map(|i| (0..cols).step_by(LANES).map(move |j| (i, j))) {
+        let (high, wide) = (LANES.min(rows - i), LANES.min(cols - j));
+        for (k, line) in square.iter_mut().enumerate().take(high) {
+            line[..wide].copy_from_slice(bytemuck::cast_slice(&x[(i + k) * cols + j..][..wide]));
+        }
+        transpose(&mut square);
+        for (k, line) in square.iter().enumerate().take(wide) {
+            to[(j + k) * rows + i..][..high].copy_from_slice(bytemuck::cast_slice(&line[..high]));
+        }
+    }
+}
+
+/// Sixteen rows of `x`, which lie `stride` elements apart, become columns: what lies in memory as unit l of row j goes to
+/// `to[l][j]`. Whole squares, so `to.len()` is a multiple of 16. Whether the CPU has a fast way, and so it is done.
+#[inline(always)]
+pub(crate) fn columns<T>(x: &[T], stride: usize, to: &mut [[u32; LANES]]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if *ISA == Isa::Avx512 {
+        let width = to.len() * size_of::<u32>() / size_of::<T>();
+        assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
+        assert!(width == 0 || (LANES - 1) * stride + width <= x.len(), "rows of columns out of bounds");
+        // SAFETY: the CPU has AVX-512, and 16 rows of so many units are in bounds.
+        #[allow(unsafe_code)]
+        unsafe {
+            avx512::columns(x.as_ptr().cast(), stride * size_of::<T>(), to);
+        }
+        return true;
+    }
+    let _ = (x, stride, to);
+    false
+}
+
 /// Pairs of 16 neighbouring columns: two rows of `x`, which lie `stride` apart, become one row of pairs, the first of the
 /// two in the low half. Whether the CPU has a fast way, and so it is done.
 #[inline(always)]
@@ -406,18 +441,46 @@ mod avx512 {
         _mm512_and_si512(_mm512_mask_blend_epi32(nan, rounded, quiet), upper)
     }
 
-    /// Exchanges rows and columns: pairs of rows are interleaved by one, two, four and eight elements.
-    ///
     /// # Safety
     /// The CPU has AVX-512.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn transpose(square: &mut [[u32; LANES]; LANES]) {
-        let mut a = [_mm512_setzero_si512(); LANES];
-        let mut b = a;
-        for (a, row) in a.iter_mut().zip(&*square) {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for (row, from) in rows.iter_mut().zip(&*square) {
             // SAFETY: a row is one vector.
-            *a = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+            *row = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
         }
+        for (row, to) in exchange(rows).iter().zip(square) {
+            // SAFETY: a row is one vector.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *row) };
+        }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; from `x` on there are 16 rows of `to.len()` units, a multiple of 16, that are `stride` bytes apart.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn columns(x: *const u8, stride: usize, to: &mut [[u32; LANES]]) {
+        for (s, to) in to.chunks_exact_mut(LANES).enumerate() {
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for (j, row) in rows.iter_mut().enumerate() {
+                let at = x.wrapping_add(j * stride + s * size_of_val(to[0].as_slice()));
+                // The 16 rows after these are most likely the next.
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LANES * stride).cast());
+                // SAFETY: 16 units of a row are one vector, and in bounds.
+                *row = unsafe { _mm512_loadu_si512(at.cast()) };
+            }
+            for (row, to) in exchange(rows).iter().zip(to) {
+                // SAFETY: a row is one vector.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *row) };
+            }
+        }
+    }
+
+    /// Exchanges rows and columns: pairs of rows are interleaved by one, two, four and eight elements.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn exchange(mut a: [__m512i; LANES]) -> [__m512i; LANES] {
+        let mut b = a;
         for i in 0..8 {
             b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
             b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
@@ -439,10 +502,7 @@ mod avx512 {
             b[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
             b[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
         }
-        for (b, row) in b.iter().zip(square) {
-            // SAFETY: a row is one vector.
-            unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), *b) };
-        }
+        b
     }
 
     /// # Safety
@@ -535,6 +595,19 @@ mod tests {
         let mut square: [[u32; LANES]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| at(i, j)));
         transpose(&mut square);
         assert!((0..LANES).all(|i| (0..LANES).all(|j| square[i][j] == at(j, i))));
+
+        let stride = 2 * LANES + 3;
+        let rows: Vec<f32> = (0..LANES * stride).map(|e| f32::from_bits(at(e / stride, e % stride))).collect();
+        let mut units = [[0u32; LANES]; 2 * LANES];
+        if columns(&rows, stride, &mut units) {
+            assert!((0..2 * LANES).all(|l| (0..LANES).all(|j| units[l][j] == at(j, l))));
+        }
+        for (high, wide) in [(1, 1), (3, 40), (16, 16), (33, 17)] {
+            let x: Vec<f32> = (0..high * wide).map(|e| e as f32).collect();
+            let mut to = vec![f32::NAN; x.len()];
+            transpose_matrix(&x, (high, wide), &mut to);
+            assert!((0..x.len()).all(|e| to[e % wide * high + e / wide] == x[e]));
+        }
     }
 
     /// The tile of plain Rust, which this CPU may not choose, against the one that it chooses.

@@ -18,7 +18,7 @@ use crate::{
         attention::{self as kernel, Gradients, Packed, View},
         operand::{Matrix, Rows, round, round_rows, widen},
         rows,
-        scratch::Scratch,
+        scratch::{Scratch, zeros},
         tile::Start,
     },
 };
@@ -250,7 +250,7 @@ impl Block {
         sums: &mut [f32],
     ) -> Result<Vec<f32>> {
         let (hidden, width) = (self.size.2, self.columns[0].len());
-        let (mut y, stride) = (vec![0f32; self.rows() * hidden], attended.stride);
+        let (mut y, stride) = (zeros(self.rows() * hidden), attended.stride);
         let packed = Packed::new(shape, self.qkv.arithmetic, k, v, false);
         kernel::over_tiles(shape, (&mut attended.units, stride), sums, |b, tile, units, sums| {
             let mut out = Scratch::new(tile.len() * width);
@@ -378,7 +378,7 @@ impl Block {
         drop(packed);
 
         let mut d_qkv = self.qkv.gradient_rows(n);
-        let mut dx = vec![0f32; n * hidden];
+        let mut dx = zeros(n * hidden);
         let (stage, stride) = (self.qkv.backward(true)?, d_qkv.stride);
         let (cos, sin) = (kernels::slice(&self.table.cos)?, kernels::slice(&self.table.sin)?);
         let (cos, sin, x): (&[f32], &[f32], &[f32]) = (&cos, &sin, &x);
