@@ -73,7 +73,6 @@ fn a_pipe_is_written_to() {
     assert!(write_atomic(dir.path(), |file| file.write_all(b"x")).is_err());
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_device_is_written_to() {
     // Through a link, so that a fault here would take the link and not the device.
@@ -84,9 +83,11 @@ fn a_device_is_written_to() {
         link
     };
     write_atomic(link("null"), |file| file.write_all(b"x")).unwrap();
-    let error = write_atomic(link("full"), |file| file.write_all(b"x")).unwrap_err();
-    assert!(error.to_string().contains("full: No space left on device"), "{error}");
-    assert!(dir.path().join("null").is_symlink() && dir.path().join("full").is_symlink());
+    if Path::new("/dev/full").exists() {
+        let error = write_atomic(link("full"), |file| file.write_all(b"x")).unwrap_err();
+        assert!(error.to_string().contains("full: No space left on device"), "{error}");
+    }
+    assert!(names(dir.path()).iter().all(|name| dir.path().join(name).is_symlink()));
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
 }
 
