@@ -2,15 +2,16 @@
 
 use crate::{Error, Result};
 use std::{
-    fs::File,
-    io::{self, BufWriter, Write},
-    path::Path,
+    fs::{self, File},
+    io::{self, BufWriter, Seek, Write},
+    path::{Path, PathBuf},
 };
 
 /// Writes a file so that at every moment, a crash included, `path` holds either its old content or all of the new one.
 ///
 /// The content goes to a temporary file in the same directory, reaches the disk, and takes the name by a rename. If
-/// `write` fails, the old file is as it was and the temporary one is gone.
+/// `write` fails, the old file is as it was and the temporary one is gone. A link stays, and what it leads to is written.
+/// What is no file, such as a pipe or a device, stays as well: it is given the content once that is whole.
 ///
 /// # Errors
 /// What `write` returned, or what the system said of `path`.
@@ -25,28 +26,53 @@ use std::{
 /// ```
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
-    replace(path, write).map_err(Error::io(path))
+    let result = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => hand_over(path, write),
+        Ok(_) => path.canonicalize().and_then(|path| replace(&path, write)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => replace(&end_of_links(path), write),
+        Err(e) => Err(e),
+    };
+    result.map_err(Error::io(path))
+}
+
+/// Where a path leads to where nothing is yet.
+fn end_of_links(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    while let Ok(target) = fs::read_link(&path) {
+        path = directory(&path).join(target);
+    }
+    path
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".tmp-");
-    // Temporary files are private by default; this one becomes an ordinary file, as far as the umask lets it.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(dir)?;
-    let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file());
-    write(&mut buffered)?;
-    buffered.flush()?;
-    drop(buffered);
+    let dir = directory(path);
+    // Opened by ourselves: an ordinary file, as far as the umask lets it be, and errors do not speak of its name.
+    let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
+    let file = tempfile::Builder::new().prefix(".tmp-").make_in(dir, open)?;
+    fill(file.as_file(), write)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     // The rename is in the directory: without this it may be lost in a crash.
     #[cfg(unix)]
     File::open(dir)?.sync_all()?;
     Ok(())
+}
+
+/// Gives the content to what cannot be replaced and may not seek.
+fn hand_over(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
+    let mut to = File::options().write(true).open(path)?;
+    let mut content = tempfile::tempfile()?;
+    fill(&content, write)?;
+    content.rewind()?;
+    io::copy(&mut content, &mut to).map(drop)
+}
+
+fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
+    let mut buffered = BufWriter::with_capacity(1 << 20, file);
+    write(&mut buffered)?;
+    buffered.flush()
 }

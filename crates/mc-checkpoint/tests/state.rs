@@ -92,15 +92,3 @@ fn a_failing_writer_leaves_the_old_file_alone() {
     assert_eq!(fs::read(&path).unwrap(), b"new");
     assert!(write_atomic(dir.path().join("no/such/dir"), |_| Ok(())).is_err());
 }
-
-#[cfg(unix)]
-#[test]
-fn others_may_read_what_is_written() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().unwrap();
-    let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
-    write_atomic(&ours, |_| Ok(())).unwrap();
-    fs::write(&plain, "").unwrap();
-    let mode = |path| fs::metadata(path).unwrap().permissions().mode();
-    assert_eq!(mode(ours), mode(plain));
-}

@@ -7,9 +7,10 @@ use metal_candle::{
     checkpoint::{self, write_atomic},
     embeddings::{EmbeddingModel, EncodeOptions, Prompt},
 };
+use same_file::Handle;
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -54,6 +55,9 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
     global.say(model.describe());
     let mut lines = Lines::open(&args.input)?;
+    if args.output.as_deref().is_some_and(|output| is_input(&args.input, output)) {
+        return Err(wrong(format!("{} is the input", lines.name), "name another file with --output"));
+    }
     let bar = if global.bars() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {human_pos} lines, {per_sec}")?);
     let mut work = Work { model: &model, options: options(args), bar, tokens: 0, truncated: 0, lines: 0 };
@@ -70,6 +74,12 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         global.say(format!("{} cut at {limit} tokens", counted(work.truncated, "line")));
     }
     Ok(())
+}
+
+/// Whether the output is the file that the lines come from.
+fn is_input(input: &str, output: &Path) -> bool {
+    let input = if input == "-" { Handle::stdin() } else { Handle::from_path(input) };
+    output.is_file() && input.is_ok_and(|input| Handle::from_path(output).is_ok_and(|output| input == output))
 }
 
 fn options(args: &Args) -> EncodeOptions<'_> {
@@ -158,6 +168,9 @@ fn npy_header(rows: u64, width: usize) -> Vec<u8> {
     header
 }
 
+/// Bytes of a line. All of it is tokenized, which takes about 100 times as much memory.
+const LONGEST: u64 = 4 << 20;
+
 /// The lines of a file or of stdin.
 struct Lines {
     name: String,
@@ -182,10 +195,15 @@ impl Lines {
         let mut lines = vec![];
         while lines.len() < most {
             let mut bytes = vec![];
-            if self.reader.read_until(b'\n', &mut bytes).with_context(|| self.name.clone())? == 0 {
+            let mut reader = self.reader.by_ref().take(LONGEST + 1);
+            if reader.read_until(b'\n', &mut bytes).with_context(|| self.name.clone())? == 0 {
                 break;
             }
             self.read += 1;
+            if bytes.len() as u64 > LONGEST {
+                let what = format!("{}, line {}: longer than {} MiB", self.name, self.read, LONGEST >> 20);
+                return Err(wrong(what, "cut it into parts first; a model reads the beginning alone"));
+            }
             if bytes.last() == Some(&b'\n') {
                 bytes.pop();
                 if bytes.last() == Some(&b'\r') {

@@ -4,13 +4,13 @@ use crate::{
     failure::wrong,
     global::Global,
     report,
-    search::{from_here, open},
+    search::{from_here, model_name, model_of, open},
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use metal_candle::embeddings::{
-    EmbeddingModelType,
-    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, SkipReason, TextModel, Update},
+    EmbeddingModel, EmbeddingModelType,
+    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, TextModel, Update},
     index::{self, VectorDtype},
 };
 use serde_json::json;
@@ -24,8 +24,9 @@ use std::{
 /// Index the text and Markdown files of a folder, for search; the second time only what has changed
 #[derive(clap::Args)]
 #[command(
-    after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs. \
-    What a model,\na folder and a chunk are is fixed when the index is made; later runs may leave these options out.\n\n\
+    after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs;\n\
+    hidden ones and those that .gitignore names are not looked at. What a model, a folder and a chunk are is fixed when\n\
+    the index is made; later runs may leave these options out. A model that has moved is named again with --model.\n\n\
     Examples:\n  metal-candle index notes --output notes.index\n  \
     metal-candle index src --output src.index --extensions rs,toml \\\n    --model models/minilm --vectors int8"
 )]
@@ -42,7 +43,7 @@ pub(crate) struct Args {
     /// How vectors are kept: f32 exact; f16 half of it; int8 searched fastest, rescored in f16 [default: f16]
     #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "int8"])]
     vectors: Option<String>,
-    /// The most tokens in a chunk [default: 200, or what the model reads if that is less]
+    /// The most tokens in a chunk, prompt and special ones included [default: 200, or what the model reads if less]
     #[arg(long, value_name = "TOKENS")]
     chunk_size: Option<usize>,
     /// The most tokens that a chunk repeats of the one before it [default: a fifth of a chunk]
@@ -56,31 +57,23 @@ pub(crate) struct Args {
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let start = Instant::now();
     let documents = documents(args)?;
-    let is_new = !args.output.exists() || args.output.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-    let (mut index, name, model) = match DocumentIndex::open(&args.output) {
+    let no_directory = !args.output.exists();
+    let (mut index, name, model, is_new) = match DocumentIndex::open(&args.output) {
         Ok(index) => {
             let vectors = args.vectors.as_deref().map_or(Ok(index.vectors().config().vectors), str::parse)?;
             index.check_settings(&settings(args, documents, index.documents()), vectors)?;
-            let known = index.vectors().config().model.clone();
-            let name = args.model.as_deref().map_or(known, model_name);
-            let model = open(global, &name)?;
-            (index, name, model)
+            let (name, model) = model_of(global, &index, args.model.as_deref())?;
+            (index, name, model, false)
         }
         Err(index::Error::NoIndex { .. }) => {
             let name = model_name(args.model.as_deref().unwrap_or(EmbeddingModelType::AllMiniLmL6V2.id()));
             let model = open(global, &name)?;
-            let longest = model.max_document_tokens()?;
-            let size = Chunking::default().size.min(longest);
+            let size = Chunking::default().size.min(model.max_tokens());
             let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
             let documents = settings(args, documents, &default);
-            let asked = documents.chunking.size;
-            if asked > longest {
-                let what = format!("`--chunk-size` is {asked}, expected at most {longest}");
-                return Err(wrong(what, "that is what the model reads of a text; the rest would be cut off"));
-            }
             let vectors = args.vectors.as_deref().map_or(Ok(VectorDtype::default()), str::parse)?;
             let index = DocumentIndex::create(&args.output, documents, vectors, &TextModel::new(&name, &model))?;
-            (index, name, model)
+            (index, name, model, true)
         }
         Err(e) => return Err(e.into()),
     };
@@ -89,21 +82,16 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     watch.end();
     if is_new && index.vectors().is_empty() {
         // Nothing is in it that anybody could miss.
-        drop(index);
-        let _ = fs::remove_dir_all(&args.output);
+        if index.delete().is_ok() && no_directory {
+            let _ = fs::remove_dir(&args.output);
+        }
         for line in of_skipped(&update?) {
             global.say(line);
         }
         let what = format!("{}: no text to index", args.folder.display());
         return Err(wrong(what, "name a folder with text files, or the ends of their names with --extensions"));
     }
-    report(global, &index, &update?, start)
-}
-
-/// What an index calls a model: a directory by its whole path, so that it is found from anywhere.
-fn model_name(name: &str) -> String {
-    let whole = Path::new(name).canonicalize().ok();
-    whole.map_or(name.into(), |path| path.display().to_string())
+    report(global, &index, &update?, &model, start)
 }
 
 /// Which documents, before options and what the index says are looked at.
@@ -172,7 +160,13 @@ impl Watch {
 }
 
 /// What became of the folder.
-fn report(global: &Global, index: &DocumentIndex, update: &Update, start: Instant) -> Result<()> {
+fn report(
+    global: &Global,
+    index: &DocumentIndex,
+    update: &Update,
+    model: &EmbeddingModel,
+    start: Instant,
+) -> Result<()> {
     let files = update.added + update.changed + update.unchanged;
     let (chunks, seconds) = (index.vectors().len(), start.elapsed().as_secs_f64());
     let output = index.vectors().dir().display().to_string();
@@ -184,14 +178,18 @@ fn report(global: &Global, index: &DocumentIndex, update: &Update, start: Instan
         return report::json(&json!({
             "event": "done", "index": output, "files": files, "added": update.added, "changed": update.changed,
             "removed": update.removed, "unchanged": update.unchanged, "chunks": chunks, "embedded": update.embedded,
-            "skipped": skipped.collect::<Vec<_>>(), "seconds": seconds,
+            "truncated": update.truncated, "skipped": skipped.collect::<Vec<_>>(), "seconds": seconds,
         }));
     }
     for line in of_skipped(update) {
         global.say(line);
     }
+    let cut = match update.truncated {
+        0 => String::new(),
+        cut => format!(", {} cut at {} tokens", report::count(cut), model.max_tokens()),
+    };
     report::line(&format!(
-        "{output}: {} ({} added, {} changed, {} unchanged, {} removed), {}, {} of them embedded in {seconds:.1} s",
+        "{output}: {} ({} added, {} changed, {} unchanged, {} removed), {}, {} of them embedded in {seconds:.1} s{cut}",
         report::counted(files as u64, "file"),
         report::count(update.added),
         report::count(update.changed),
@@ -202,7 +200,7 @@ fn report(global: &Global, index: &DocumentIndex, update: &Update, start: Instan
     ))
 }
 
-/// What was left out: a line each, but for what is hidden on purpose.
+/// What was left out: a line each.
 fn of_skipped(update: &Update) -> Vec<String> {
     /// Lines about files; what is more is counted.
     const LINES: usize = 20;
@@ -210,7 +208,6 @@ fn of_skipped(update: &Update) -> Vec<String> {
     for skipped in &update.skipped {
         by_reason.entry(skipped.reason.to_string()).or_default().push(&skipped.path);
     }
-    let hidden = by_reason.remove(&SkipReason::Hidden.to_string()).unwrap_or_default();
     let mut lines: Vec<_> = by_reason
         .iter()
         .flat_map(|(reason, paths)| paths.iter().map(move |path| format!("left out {}: {reason}", from_here(path))))
@@ -219,12 +216,6 @@ fn of_skipped(update: &Update) -> Vec<String> {
     lines.truncate(LINES);
     if more > 0 {
         lines.push(format!("left out {} more", report::counted(more, "file")));
-    }
-    if !hidden.is_empty() {
-        lines.push(format!(
-            "left out {}, hidden",
-            report::counted(hidden.len() as u64, "file or folder").replace("folders", "folder")
-        ));
     }
     lines
 }

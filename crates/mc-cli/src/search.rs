@@ -3,7 +3,7 @@
 use crate::{failure::wrong, global::Global, report, source};
 use anyhow::Result;
 use metal_candle::embeddings::{
-    EmbeddingModel,
+    EmbeddingModel, EncodeOptions, Prompt,
     documents::{DocumentIndex, Found, TextModel},
     index::Error,
 };
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Directory that `metal-candle index` made
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
+    /// The model of the index, where that has moved: a directory or hub id [default: where it was]
+    #[arg(long, value_name = "ID|DIR")]
+    model: Option<String>,
     /// How many chunks to show
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     top_k: u16,
@@ -50,10 +53,19 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         Error::NoIndex { .. } => wrong(e.to_string(), "make one with metal-candle index FOLDER --output DIR"),
         e => e.into(),
     })?;
-    let name = &index.vectors().config().model;
-    let model = open(global, name)?;
-    index.check_model(&TextModel::new(name, &model))?;
-    let query = model.encode_query(&[&args.query])?.flatten_all()?.to_vec1()?;
+    if index.vectors().is_empty() {
+        let folder = from_here(&index.documents().folder);
+        let hint = format!("fill it with metal-candle index {folder} --output {}", args.index.display());
+        return Err(wrong(format!("{}: the index is empty", args.index.display()), hint));
+    }
+    let (name, model) = model_of(global, &index, args.model.as_deref())?;
+    index.check_model(&TextModel::new(&name, &model))?;
+    let options = EncodeOptions { prompt: Prompt::Query, ..EncodeOptions::default() };
+    let query = model.encode_with(&[&args.query], &options, &mut |_| {})?;
+    if query.truncated > 0 {
+        global.say(format!("the query is cut at {} tokens", model.max_tokens()));
+    }
+    let query = query.vectors.flatten_all()?.to_vec1()?;
     for found in index.search(&query, args.top_k.into())? {
         let Found { score, path, first_line, last_line, text } = found;
         if global.json {
@@ -63,6 +75,28 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The model of an index, and its name; `asked` is where it is now.
+pub(crate) fn model_of(
+    global: &Global,
+    index: &DocumentIndex,
+    asked: Option<&str>,
+) -> Result<(String, EmbeddingModel)> {
+    let known = Path::new(&index.vectors().config().model);
+    if asked.is_none() && known.is_absolute() && !known.exists() {
+        let what = format!("{}: its model {} is not there", index.vectors().dir().display(), known.display());
+        return Err(wrong(what, "if it has moved, say where it is with --model"));
+    }
+    let name = asked.map_or_else(|| index.vectors().config().model.clone(), model_name);
+    let model = open(global, &name)?;
+    Ok((name, model))
+}
+
+/// What an index calls a model: a directory by its whole path, so that it is found from anywhere.
+pub(crate) fn model_name(name: &str) -> String {
+    let whole = Path::new(name).canonicalize().ok();
+    whole.map_or(name.into(), |path| path.display().to_string())
 }
 
 /// An embedding model, with the device and dtype asked for.

@@ -10,7 +10,7 @@ pub use chunks::{Chunk, Chunking, chunks};
 pub use walk::{SkipReason, Skipped};
 
 use crate::{
-    EmbeddingModel,
+    EmbeddingModel, EncodeOptions, Prompt,
     index::{Error, IndexConfig, Lock, NewRows, Result, Source, VectorDtype, VectorIndex},
 };
 use candle_core::Device;
@@ -28,7 +28,7 @@ const EXTENSIONS: &[&str] = &["adoc", "asciidoc", "markdown", "md", "mdx", "org"
 const MARKDOWN: &[&str] = &["markdown", "md", "mdx"];
 /// Chunks that are embedded at a time, between two reports.
 const AT_A_TIME: usize = 256;
-/// Chunks after which what is done is written: an interrupted run loses no more.
+/// Chunks after which what is done is written.
 const SAVED: usize = 16 * 1024;
 
 /// Which documents an index is of; fixed when it is made.
@@ -62,8 +62,10 @@ impl DocumentsConfig {
 pub struct TextModel<'a> {
     /// How errors and the index call it.
     pub name: &'a str,
-    /// The number of tokens in a text.
+    /// The number of tokens in a text, with those that the model adds to any.
     pub tokens: CountTokens<'a>,
+    /// How many of them it reads.
+    pub limit: usize,
     /// The vectors of texts, one after the other.
     pub embed: Embed<'a>,
 }
@@ -73,9 +75,12 @@ impl<'a> TextModel<'a> {
     pub fn new(name: &'a str, model: &'a EmbeddingModel) -> Self {
         Self {
             name,
-            tokens: Box::new(|text| Ok(model.count_tokens(text)?)),
+            tokens: Box::new(|text| Ok(model.count_tokens(text, Prompt::Document)?)),
+            limit: model.max_tokens(),
             embed: Box::new(|texts| {
-                Ok(model.encode_document(texts)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+                let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
+                let vectors = model.encode_with(texts, &options, &mut |_| {})?.vectors;
+                Ok(vectors.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
             }),
         }
     }
@@ -116,6 +121,8 @@ pub struct Update {
     pub unchanged: usize,
     /// Chunks that were embedded.
     pub embedded: usize,
+    /// Those of them that have more tokens than the model reads, and were cut: one letter can be more tokens than fit.
+    pub truncated: usize,
     /// What was left out.
     pub skipped: Vec<Skipped>,
 }
@@ -169,6 +176,7 @@ const FINGERPRINT: &str = "What is found here was measured twice: 17 red kites o
 /// let model = TextModel {
 ///     name: "letters",
 ///     tokens: Box::new(|text| Ok(text.split_whitespace().count())),
+///     limit: 256,
 ///     embed: Box::new(|texts| Ok(texts.iter().flat_map(|t| [count(t, 'a'), count(t, 's')]).collect())),
 /// };
 /// let documents = DocumentsConfig::new(dir.path().join("notes"))?;
@@ -183,20 +191,21 @@ const FINGERPRINT: &str = "What is found here was measured twice: 17 red kites o
 pub struct DocumentIndex {
     index: VectorIndex,
     documents: DocumentsConfig,
+    saved: usize,
 }
 
 impl DocumentIndex {
     /// An empty index in a directory that is empty or does not exist; [`DocumentIndex::update`] fills it.
     ///
     /// # Errors
-    /// As [`VectorIndex::create`], or if the model fails.
+    /// As [`VectorIndex::create`], or if the model fails or reads less than a chunk.
     pub fn create(
         dir: impl AsRef<Path>,
         documents: DocumentsConfig,
         vectors: VectorDtype,
         model: &TextModel,
     ) -> Result<Self> {
-        documents.chunking.check()?;
+        documents.chunking.check(count_tokens(model, "", model.name)?, model.limit)?;
         let fingerprint = fingerprint(model)?;
         let config = IndexConfig {
             model: model.name.into(),
@@ -205,7 +214,7 @@ impl DocumentIndex {
             vectors,
             documents: Some(documents.clone()),
         };
-        Ok(Self { index: VectorIndex::create(dir, config)?, documents })
+        Ok(Self { index: VectorIndex::create(dir, config)?, documents, saved: SAVED })
     }
 
     /// Opens an index over documents.
@@ -215,9 +224,24 @@ impl DocumentIndex {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let index = VectorIndex::open(dir)?;
         match index.config().documents.clone() {
-            Some(documents) => Ok(Self { index, documents }),
+            Some(documents) => Ok(Self { index, documents, saved: SAVED }),
             None => Err(Error::NoIndex { dir: index.dir().into(), what: "its vectors are not of documents" }),
         }
+    }
+
+    /// The same, and after so many chunks [`DocumentIndex::update`] writes what is done: an interrupted run loses no more.
+    /// It is 16,384 where nothing else is said; each time costs what writing the whole index costs.
+    #[must_use]
+    pub fn saved_every(self, chunks: usize) -> Self {
+        Self { saved: chunks.max(1), ..self }
+    }
+
+    /// Removes the files of the index; its directory stays, and what else may be in it.
+    ///
+    /// # Errors
+    /// As [`VectorIndex::delete`].
+    pub fn delete(self) -> Result<()> {
+        self.index.delete()
     }
 
     /// The vectors of the chunks.
@@ -271,7 +295,7 @@ impl DocumentIndex {
             let record: Record = serde_json::from_str(self.index.record(hit.row)?).map_err(damaged)?;
             Ok(Found {
                 score: hit.score,
-                path: record.path.split('/').fold(self.documents.folder.clone(), |path, name| path.join(name)),
+                path: self.path(&record.path),
                 first_line: record.first,
                 last_line: record.last,
                 text: record.text.into_owned(),
@@ -280,20 +304,28 @@ impl DocumentIndex {
         self.index.search(query, k)?.into_iter().map(found).collect()
     }
 
+    fn path(&self, name: &str) -> PathBuf {
+        name.split('/').fold(self.documents.folder.clone(), |path, name| path.join(name))
+    }
+
     /// Brings the index to what is in the folder now. Files of the same size and time, or of the same content, stay as they
-    /// are; chunks of files that have changed are replaced, those of files that are gone disappear.
+    /// are; chunks of files that have changed are replaced, those of files that are gone disappear, and those of files that
+    /// cannot be read now stay. The index takes the model's name, if that is another one for the same model.
     ///
     /// What is done is written from time to time, so a run that is interrupted goes on where it was.
     ///
     /// # Errors
-    /// If the folder cannot be read, the model is another one or fails, or the index cannot be written.
+    /// If the folder cannot be read or has lost all its texts, the model is another one or fails, or the index is damaged
+    /// or cannot be written.
     pub fn update(&mut self, model: &TextModel, observe: &mut dyn FnMut(Progress)) -> Result<Update> {
         let lock = self.index.lock()?;
         self.check_model(model)?;
-        let (files, skipped) = walk(&self.documents.folder, &self.documents.extensions)?;
+        let (files, skipped) = walk(&self.documents.folder, &self.documents.extensions, self.index.dir())?;
         let mut update = Update { skipped, ..Update::default() };
         let mut progress = Progress { files: 0, of_files: files.len(), ..Progress::default() };
         let known: HashMap<String, Known> = self.known()?.into_iter().map(|k| (k.name.clone(), k)).collect();
+        let renamed = model.name != self.index.config().model;
+        self.index.rename_model(model.name);
         let mut kept = HashSet::new();
         let mut batch = Batch::default();
         for file in files {
@@ -312,19 +344,31 @@ impl DocumentIndex {
                     *if before.is_none() { &mut update.added } else { &mut update.changed } += 1;
                     progress.of_chunks += batch.add(&file, &content, sha256, &self.documents, model)?;
                     kept.insert(file.name);
-                    if batch.records.len() >= SAVED {
+                    if batch.records.len() >= self.saved {
+                        update.truncated += batch.truncated;
                         self.save(&lock, &batch, model, &mut progress, observe, None)?;
                         batch = Batch::default();
                     }
                     continue;
                 }
+                batch.touched.insert(file.name.clone(), file.modified);
             }
             update.unchanged += 1;
             kept.insert(file.name);
             observe(progress);
         }
+        let unreadable: Vec<_> =
+            update.skipped.iter().filter(|s| matches!(s.reason, SkipReason::Unreadable(_))).map(|s| &s.path).collect();
+        let for_now = |name: &&String| unreadable.iter().any(|path| self.path(name).starts_with(path));
+        kept.extend(known.keys().filter(for_now).cloned());
+        if kept.is_empty() && !known.is_empty() {
+            let what = format!("{}: none of the files in the index is left", self.documents.folder.display());
+            let hint = "look whether the folder is whole; to give the index up, remove its directory";
+            return Err(Error::argument(what, hint));
+        }
         update.removed = known.keys().filter(|name| !kept.contains(*name)).count();
-        if !batch.files.is_empty() || update.removed > 0 {
+        update.truncated += batch.truncated;
+        if !batch.files.is_empty() || !batch.touched.is_empty() || update.removed > 0 || renamed {
             self.save(&lock, &batch, model, &mut progress, observe, Some(&kept))?;
         }
         update.embedded = progress.chunks;
@@ -365,11 +409,12 @@ impl DocumentIndex {
         }
         let replaced: BTreeSet<&str> = batch.files.iter().map(|k| k.name.as_str()).collect();
         let (mut plan, mut files, mut row) = (vec![], vec![], 0);
-        for known in self.known()? {
+        for mut known in self.known()? {
             let rows = row..row + known.chunks;
             row = rows.end;
             if !replaced.contains(known.name.as_str()) && kept.is_none_or(|kept| kept.contains(&known.name)) {
                 plan.extend(rows.map(Source::Old));
+                known.modified = batch.touched.get(&known.name).copied().unwrap_or(known.modified);
                 files.push(known);
             }
         }
@@ -386,6 +431,10 @@ struct Batch {
     files: Vec<Known>,
     texts: Vec<String>,
     records: Vec<String>,
+    /// How many of the texts are longer than the model reads.
+    truncated: usize,
+    /// Files that have another time and the same content, with that time.
+    touched: HashMap<String, u64>,
 }
 
 impl Batch {
@@ -397,8 +446,7 @@ impl Batch {
         documents: &DocumentsConfig,
         model: &TextModel,
     ) -> Result<usize> {
-        let failed = |source| Error::Model { what: file.path.display().to_string(), source };
-        let tokens = |text: &str| (model.tokens)(text).map_err(failed);
+        let tokens = |text: &str| count_tokens(model, text, &file.path.display().to_string());
         let extension = file.path.extension().and_then(|e| e.to_str()).map(str::to_lowercase).unwrap_or_default();
         let parts = chunks(content, MARKDOWN.contains(&extension.as_str()), documents.chunking, &tokens)?;
         self.files.push(Known {
@@ -408,7 +456,8 @@ impl Batch {
             sha256,
             chunks: parts.len(),
         });
-        for Chunk { text, first_line, last_line } in &parts {
+        for Chunk { text, first_line, last_line, tokens } in &parts {
+            self.truncated += usize::from(*tokens > model.limit);
             let record =
                 Record { path: (&*file.name).into(), first: *first_line, last: *last_line, text: (*text).into() };
             self.records.push(serde_json::to_string(&record).map_err(|e| Error::invalid(&file.path, e.to_string()))?);
@@ -427,6 +476,10 @@ fn read(file: &TextFile) -> Result<(String, String), SkipReason> {
         let _ = write!(hex, "{byte:02x}");
     }
     Ok((text, hex))
+}
+
+fn count_tokens(model: &TextModel, text: &str, what: &str) -> Result<usize> {
+    (model.tokens)(text).map_err(|source| Error::Model { what: what.into(), source })
 }
 
 fn fingerprint(model: &TextModel) -> Result<Vec<f32>> {

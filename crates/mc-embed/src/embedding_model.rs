@@ -142,20 +142,13 @@ impl EmbeddingModel {
         &self.name
     }
 
-    /// How many tokens a text has, special ones not counted.
+    /// How many tokens a text has behind a prompt, special ones included. Of more than [`EmbeddingModel::max_tokens`] the
+    /// rest is not read.
     ///
     /// # Errors
-    /// If it cannot be tokenized.
-    pub fn count_tokens(&self, text: &str) -> Result<usize> {
-        self.tokens.count(text)
-    }
-
-    /// How many tokens of a document are read: [`EmbeddingModel::max_tokens`] without special ones and the prompt's.
-    ///
-    /// # Errors
-    /// If the prompt cannot be tokenized.
-    pub fn max_document_tokens(&self) -> Result<usize> {
-        self.tokens.room(self.prompt(Prompt::Document)?)
+    /// If the model has no such prompt, or the text cannot be tokenized.
+    pub fn count_tokens(&self, text: &str, prompt: Prompt) -> Result<usize> {
+        self.tokens.count(text, self.prompt(prompt)?)
     }
 
     /// How many tokens of a text are read, special ones included.
@@ -192,7 +185,7 @@ impl EmbeddingModel {
     /// # Errors
     /// If a text cannot be tokenized, or a computation fails.
     pub fn encode<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Tensor> {
-        Ok(self.encode_with(texts, &EncodeOptions::default(), &mut |_| {})?.vectors)
+        self.encode_behind(texts, Prompt::Default)
     }
 
     /// As [`EmbeddingModel::encode`], behind the prompt `query`, or none if the model does not have it.
@@ -200,8 +193,7 @@ impl EmbeddingModel {
     /// # Errors
     /// As [`EmbeddingModel::encode`].
     pub fn encode_query<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Tensor> {
-        let options = EncodeOptions { prompt: Prompt::Query, ..EncodeOptions::default() };
-        Ok(self.encode_with(texts, &options, &mut |_| {})?.vectors)
+        self.encode_behind(texts, Prompt::Query)
     }
 
     /// As [`EmbeddingModel::encode`], behind the prompt `document`, `passage` or `corpus`, the first that the model has.
@@ -209,8 +201,17 @@ impl EmbeddingModel {
     /// # Errors
     /// As [`EmbeddingModel::encode`].
     pub fn encode_document<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Tensor> {
-        let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
-        Ok(self.encode_with(texts, &options, &mut |_| {})?.vectors)
+        self.encode_behind(texts, Prompt::Document)
+    }
+
+    /// For those who do not ask how many texts were cut.
+    fn encode_behind<S: AsRef<str> + Sync>(&self, texts: &[S], prompt: Prompt) -> Result<Tensor> {
+        let embedded = self.encode_with(texts, &EncodeOptions { prompt, ..EncodeOptions::default() }, &mut |_| {})?;
+        if embedded.truncated > 0 {
+            let (n, limit) = (texts.len(), self.tokens.limit);
+            tracing::warn!("{} of {n} texts are cut at {limit} tokens", embedded.truncated);
+        }
+        Ok(embedded.vectors)
     }
 
     /// The vectors of texts as `options` say; `observer` hears of every batch that is done.
@@ -233,9 +234,6 @@ impl EmbeddingModel {
         mc_backend::in_pool(|| {
             let encoded = self.tokens.of_texts(texts, prompt)?;
             let truncated = encoded.iter().filter(|text| text.cut).count();
-            if truncated > 0 {
-                tracing::warn!("{truncated} of {} texts are cut at {} tokens", texts.len(), self.tokens.limit);
-            }
             let prompt = if self.recipe.pooling.include_prompt { 0 } else { self.tokens.of_prompt(prompt)? };
             let lengths: Vec<usize> = encoded.iter().map(|text| text.ids.len()).collect();
             let mut vectors = vec![0f32; texts.len() * width];

@@ -120,17 +120,16 @@ impl VectorIndex {
     pub fn create(dir: impl AsRef<Path>, config: IndexConfig) -> Result<Self> {
         let dir = dir.as_ref();
         config.check(|what| Error::argument(what, "take the dimensions from the model"))?;
-        manifest::make_directory(dir)?;
-        let _lock = manifest::lock(dir)?;
+        let _lock = manifest::make_directory(dir)?;
         let manifest = Manifest::new(config);
         let (d, dtype) = (manifest.config.dimensions, manifest.config.vectors);
         let nothing = NewRows { vectors: &[], records: &[] };
         rows::write(&manifest.rows_file(dir), (d, dtype), &[], None, &nothing, &[])?;
-        manifest.write(dir)?;
-        Self::with(dir, manifest)
+        Self::publish(dir, manifest)
     }
 
-    /// Opens an index. Files are mapped, so only what is used is read.
+    /// Opens an index. Files are mapped, so only what is used is read; whether what they say is still what was written is
+    /// looked at when the index is changed.
     ///
     /// # Errors
     /// If there is none, it is of another version, or a file of it is missing or damaged.
@@ -156,6 +155,21 @@ impl VectorIndex {
         let IndexConfig { dimensions, vectors, .. } = manifest.config;
         let rows = Rows::open(manifest.rows_file(dir), manifest.rows, dimensions, vectors)?;
         Ok(Self { dir: dir.into(), manifest, rows })
+    }
+
+    /// Makes a manifest true whose rows are written.
+    fn publish(dir: &Path, mut manifest: Manifest) -> Result<Self> {
+        manifest.checksum = Self::with(dir, manifest.clone())?.rows.checksum()?;
+        manifest.write(dir)?;
+        Self::with(dir, manifest)
+    }
+
+    /// Removes the files of the index; its directory stays, and what else may be in it.
+    ///
+    /// # Errors
+    /// If another process writes it, has changed it since it was opened, or a file cannot be removed.
+    pub fn delete(self) -> Result<()> {
+        manifest::delete(&self.dir, self.lock()?)
     }
 
     /// Where it is.
@@ -224,7 +238,8 @@ impl VectorIndex {
     ///
     /// # Errors
     /// If there are no such rows, a vector has a number that is not finite, numbers of rows, vectors and records differ, the
-    /// rows are those of documents, another process has changed the index since it was opened, or it cannot be written.
+    /// rows are those of documents, another process has changed the index since it was opened, a byte of it has changed since
+    /// it was written, or it cannot be written.
     pub fn replace(&mut self, rows: &[usize], vectors: &[f32], records: &[String]) -> Result<()> {
         self.check_rows(rows)?;
         let new: HashMap<_, _> = rows.iter().enumerate().map(|(i, row)| (*row, i)).collect();
@@ -253,13 +268,24 @@ impl VectorIndex {
         self.rewrite(&lock, plan, &NewRows { vectors, records }, &[])
     }
 
-    /// The right to change the index as it was opened.
+    /// The right to change the index as it was opened, and as it was written: what is damaged would be copied.
     pub(crate) fn lock(&self) -> Result<Lock> {
         let lock = manifest::lock(&self.dir)?;
         if Manifest::read(&self.dir)?.generation != self.manifest.generation {
             return Err(Error::Busy { dir: self.dir.clone(), what: "another run has changed this index meanwhile" });
         }
+        if self.rows.checksum()? != self.manifest.checksum {
+            return Err(Error::invalid(
+                &self.manifest.rows_file(&self.dir),
+                "not what was written: bytes have changed",
+            ));
+        }
         Ok(lock)
+    }
+
+    /// What the model is called from the next change on.
+    pub(crate) fn rename_model(&mut self, name: &str) {
+        self.manifest.config.model = name.into();
     }
 
     /// Makes `plan` the rows, and `notes` what is kept about all of them.
@@ -278,8 +304,7 @@ impl VectorIndex {
         let new = NewRows { vectors: &vectors, records: new.records };
         let manifest = self.manifest.next(plan.len());
         rows::write(&manifest.rows_file(&self.dir), (dimensions, dtype), plan, Some(&self.rows), &new, notes)?;
-        manifest.write(&self.dir)?;
-        *self = Self::with(&self.dir, manifest)?;
+        *self = Self::publish(&self.dir, manifest)?;
         self.manifest.sweep(&self.dir);
         Ok(())
     }

@@ -58,15 +58,9 @@ impl Tokens {
         second.par_iter().map(pair).collect()
     }
 
-    /// How many tokens a text has, special ones not counted.
-    pub(crate) fn count(&self, text: &str) -> Result<usize> {
-        Ok(self.tokenizer.encode(text, false)?.len())
-    }
-
-    /// How many tokens of a text are read behind a prompt, special ones not counted.
-    pub(crate) fn room(&self, prompt: &str) -> Result<usize> {
-        let taken = self.tokenizer.encode_within(prompt, None, usize::MAX, self.side)?.ids.len();
-        Ok(self.limit.saturating_sub(taken))
+    /// How many tokens a text has behind a prompt, special ones and those beyond the limit counted.
+    pub(crate) fn count(&self, text: &str, prompt: &str) -> Result<usize> {
+        Ok(self.tokenizer.encode(&format!("{prompt}{text}"), true)?.len())
     }
 
     /// How many of a text's first tokens are those of a prompt.

@@ -32,7 +32,8 @@ fn bag_of_words(texts: &[&str]) -> Vec<f32> {
 
 /// A model whose tokens are words.
 fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a) -> TextModel<'a> {
-    TextModel { name: "bag", tokens: Box::new(|text| Ok(text.split_whitespace().count())), embed: Box::new(embed) }
+    let tokens = Box::new(|text: &str| Ok(text.split_whitespace().count()));
+    TextModel { name: "bag", tokens, limit: 999, embed: Box::new(embed) }
 }
 
 struct Place {
@@ -137,12 +138,94 @@ fn the_second_run_embeds_only_what_has_changed() {
     fs::File::options().write(true).open(place.folder().join("a.md")).unwrap().set_modified(later).unwrap();
     let (update, seen) = place.update();
     assert_eq!((counts(&update), seen.len()), ([0, 0, 0, 3], 0));
+    // The index has the new time: this text of the same size and time is not looked at.
+    place.write("a.md", "omega one");
+    fs::File::options().write(true).open(place.folder().join("a.md")).unwrap().set_modified(later).unwrap();
+    assert_eq!(counts(&place.update().0), [0, 0, 0, 3]);
+}
+
+/// As when a disk is not mounted, or a file is locked at the moment.
+#[test]
+fn what_is_out_of_reach_is_not_lost() {
+    let place = Place::new(&[("a.md", "alpha"), ("b.md", "beta")]);
+    drop(place.create());
+    place.update();
+    // Gone between the listing and the reading.
+    place.write("b.md", "something else");
+    let mut index = DocumentIndex::open(place.index()).unwrap();
+    let mut away = |_| fs::remove_file(place.folder().join("b.md")).unwrap_or_default();
+    let update = place.with(|model| index.update(model, &mut away)).unwrap();
+    assert_eq!((counts(&update), index.vectors().len()), ([0, 0, 0, 1], 2));
+    assert!(matches!(&update.skipped[..], [one] if matches!(one.reason, SkipReason::Unreadable(_))), "{update:?}");
+    // The next time it is known to be gone.
+    assert_eq!(counts(&place.update().0), [0, 0, 1, 1]);
 
     fs::remove_dir_all(place.folder()).unwrap();
     fs::create_dir(place.folder()).unwrap();
-    let (update, _) = place.update();
-    assert_eq!(counts(&update), [0, 0, 3, 0]);
-    assert!(DocumentIndex::open(place.index()).unwrap().search(&bag_of_words(&["alpha"]), 3).unwrap().is_empty());
+    let error = DocumentIndex::open(place.index())
+        .and_then(|mut index| place.with(|model| index.update(model, &mut |_| {})))
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("notes: none of the files in the index is left") && error.hint().is_some(),
+        "{error}"
+    );
+    assert_eq!(place.best("alpha").2, "alpha");
+}
+
+/// A run that ends in the middle has kept what it did, and what was there before; the next one does the rest.
+#[test]
+fn a_run_that_was_interrupted_goes_on() {
+    let place = Place::new(&[("a.md", "alpha"), ("m.md", "mu"), ("z.md", "zeta")]);
+    drop(place.create());
+    place.update();
+    for name in ["b", "c", "d", "e"] {
+        place.write(&format!("{name}.md"), format!("new {name}"));
+    }
+    let fails = |texts: &[&str]| {
+        if texts.contains(&"new d") { Err("the power is off".into()) } else { Ok(bag_of_words(texts)) }
+    };
+    let mut index = DocumentIndex::open(place.index()).unwrap().saved_every(2);
+    index.update(&bag(fails), &mut |_| {}).unwrap_err();
+    let all = DocumentIndex::open(place.index()).unwrap().search(&bag_of_words(&["x"]), 99).unwrap();
+    let mut texts: Vec<_> = all.into_iter().map(|found| found.text).collect();
+    texts.sort();
+    assert_eq!(texts, ["alpha", "mu", "new b", "new c", "zeta"]);
+    let (update, seen) = place.update();
+    assert_eq!((counts(&update), seen), ([2, 0, 0, 5], vec!["new d".to_string(), "new e".into()]));
+    // One that is not interrupted counts and keeps everything, wherever it was saved.
+    fs::remove_dir_all(place.index()).unwrap();
+    let mut index = place.create().saved_every(3);
+    let update = place.with(|model| index.update(model, &mut |_| {})).unwrap();
+    assert_eq!((counts(&update), update.embedded, index.vectors().len()), ([7, 0, 0, 0], 7, 7));
+}
+
+#[test]
+fn an_index_is_no_document_of_its_own() {
+    let place = Place::new(&[("a.json", "alpha"), ("index.d/b.json", "beta")]);
+    let config = DocumentsConfig { extensions: vec!["json".into()], ..place.config() };
+    let dir = place.folder().join("index");
+    let mut index = place.with(|model| DocumentIndex::create(&dir, config, VectorDtype::F16, model)).unwrap();
+    for expected in [[2, 0, 0, 0], [0, 0, 0, 2]] {
+        let update = place.with(|model| index.update(model, &mut |_| {})).unwrap();
+        assert_eq!(counts(&update), expected);
+    }
+}
+
+/// The index takes the new name of its model, and counts chunks that the model has come to cut.
+#[test]
+fn a_model_may_move() {
+    let place = Place::new(&[("a.md", "alpha beta gamma"), ("b.md", "delta")]);
+    let mut index = place.create();
+    let moved = TextModel { name: "moved", limit: 2, ..bag(|texts| Ok(bag_of_words(texts))) };
+    assert_eq!(index.update(&moved, &mut |_| {}).unwrap().truncated, 1);
+    let again = TextModel { name: "again", ..bag(|texts| Ok(bag_of_words(texts))) };
+    assert_eq!(index.update(&again, &mut |_| {}).unwrap().unchanged, 2);
+    assert_eq!(DocumentIndex::open(place.index()).unwrap().vectors().config().model, "again");
+    // One that reads less than a chunk makes no index.
+    let dir = place.dir.path().join("other");
+    let error = DocumentIndex::create(&dir, place.config(), VectorDtype::F16, &moved).unwrap_err();
+    assert!(error.to_string().starts_with("`chunk_size` is 200, expected at most 2"), "{error}");
+    assert!(!dir.exists());
 }
 
 #[test]
@@ -163,6 +246,9 @@ fn what_is_no_text_is_left_out_and_said() {
     place.write("latin.txt", b"caf\xe9");
     place.write(".hidden.md", "secret");
     place.write(".git/notes.md", "secret");
+    place.write(".gitignore", "drafts/\nold-*\n");
+    place.write("drafts/a.md", "ignored");
+    place.write("deep/old-b.md", "ignored");
     place.write("bom.txt", "\u{feff}marked");
     place.write("empty.txt", "");
     let huge = fs::File::create(place.folder().join("huge.txt")).unwrap();
@@ -179,8 +265,6 @@ fn what_is_no_text_is_left_out_and_said() {
     let mut skipped: Vec<_> = update.skipped.iter().map(|s| (name(&s.path), s.reason.clone())).collect();
     skipped.sort_by(|a, b| a.0.cmp(&b.0));
     let mut expected = vec![
-        (".git", SkipReason::Hidden),
-        (".hidden.md", SkipReason::Hidden),
         ("binary.txt", SkipReason::Binary),
         ("huge.txt", SkipReason::TooLarge),
         ("latin.txt", SkipReason::NotUtf8),
@@ -265,30 +349,57 @@ fn a_second_update_at_once_is_refused_before_it_does_any_work() {
     assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
 }
 
-/// With a real tokenizer, chunks of the size that a model reads are read whole.
+/// With real tokenizers, of words and of bytes, chunks have the tokens that were asked for, as the model counts them behind
+/// its prompt, and are read whole.
 #[test]
 fn a_model_reads_its_chunks_whole() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/bert-mean");
-    let model = EmbeddingModel::from_pretrained(dir, Device::Cpu).unwrap();
-    let size = model.max_document_tokens().unwrap();
-    assert!(size < model.max_tokens() && size >= 8, "{size} of {}", model.max_tokens());
-    let line = |i: usize| format!("The {i}th tide, and its boats; ünïcode{i}.{}", "\n".repeat(i % 3));
-    let text = (0..300).map(line).collect::<Vec<_>>().concat();
+    let line = |i: usize| match i {
+        0..300 => format!("The {i}th tide, and its boats; ünïcode{i}.{}", "\n".repeat(i % 3)),
+        300..1200 => format!("{}\n", ["a", "b"][i % 2]),
+        _ => format!("{}if river({i}) {{ copper += \"heat\"; }}\n", "    ".repeat(i % 5)),
+    };
+    let text = (0..1500).map(line).collect::<Vec<_>>().concat();
     let place = Place::new(&[("long.md", &text), ("short.md", "one")]);
-    let chunking = Chunking { size, overlap: size / 4 };
-    let config = DocumentsConfig { chunking, ..place.config() };
-    let model_of_texts = TextModel::new("bert-mean", &model);
-    let mut index = DocumentIndex::create(place.index(), config, VectorDtype::F32, &model_of_texts).unwrap();
-    index.update(&model_of_texts, &mut |_| {}).unwrap();
-    let query: Vec<f32> = model.encode_query(&["tide"]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let texts: Vec<_> = index.search(&query, 9999).unwrap().into_iter().map(|found| found.text).collect();
-    assert!(texts.len() > 50, "{}", texts.len());
-    let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
-    assert_eq!(model.encode_with(&texts, &options, &mut |_| {}).unwrap().truncated, 0);
-    // The vector that is kept is the model's.
-    let own = model.encode_document(&texts[..1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let best = index.search(&own, 1).unwrap().remove(0);
-    assert!(best.text == texts[0] && best.score > 0.99999, "{best:?}");
+    for golden in ["bert-mean", "qwen3-last"] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(golden);
+        let model = prompted(&dir, &place.dir.path().join(golden));
+        let document = |text: &str| model.count_tokens(text, Prompt::Document).unwrap();
+        assert!(document("") > model.count_tokens("", Prompt::Text("")).unwrap(), "{golden} has a prompt");
+        let of_texts = TextModel::new(golden, &model);
+        for size in [model.max_tokens(), model.max_tokens() / 2] {
+            let config = DocumentsConfig { chunking: Chunking { size, overlap: size / 4 }, ..place.config() };
+            let _ = fs::remove_dir_all(place.index());
+            let mut index = DocumentIndex::create(place.index(), config, VectorDtype::F32, &of_texts).unwrap();
+            assert_eq!(index.update(&of_texts, &mut |_| {}).unwrap().truncated, 0);
+            let query: Vec<f32> = model.encode_query(&["tide"]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let texts: Vec<_> = index.search(&query, 9999).unwrap().into_iter().map(|found| found.text).collect();
+            let longest = texts.iter().map(|text| document(text)).max().unwrap();
+            assert!(texts.len() > 30 && (size - size / 8..=size).contains(&longest), "{golden}: {longest} of {size}");
+            let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
+            assert_eq!(model.encode_with(&texts, &options, &mut |_| {}).unwrap().truncated, 0);
+            // The vector that is kept is the model's.
+            let own = model.encode_document(&texts[..1]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let best = index.search(&own, 1).unwrap().remove(0);
+            assert!(best.text == texts[0] && best.score > 0.99999, "{best:?}");
+        }
+    }
+}
+
+/// A golden model with a prompt for documents.
+fn prompted(golden: &Path, dir: &Path) -> EmbeddingModel {
+    for entry in walk(golden) {
+        let to = dir.join(entry.strip_prefix(golden).unwrap());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(&entry, to).unwrap();
+    }
+    let prompts = r#"{"prompts": {"document": "a passage of a text: "}}"#;
+    fs::write(dir.join("config_sentence_transformers.json"), prompts).unwrap();
+    EmbeddingModel::from_pretrained(dir, Device::Cpu).unwrap()
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 #[test]

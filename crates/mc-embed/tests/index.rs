@@ -185,7 +185,9 @@ fn a_directory_is_not_taken_over() {
     drop(place.create(VectorDtype::F32));
     let create =
         |dir: &Path| VectorIndex::create(dir, IndexConfig { dimensions: 2, ..IndexConfig::default() }).map(drop);
-    assert!(matches!(create(&place.path()), Err(Error::Occupied { what: "holds an index already", .. })));
+    let error = create(&place.path()).unwrap_err();
+    assert!(matches!(error, Error::Occupied { what: "holds an index already", .. }), "{error}");
+    assert!(error.hint().unwrap().contains("up to date"));
     fs::write(place.dir.path().join("thesis.txt"), "years").unwrap();
     assert!(matches!(create(place.dir.path()), Err(Error::Occupied { what: "is not empty, and no index", .. })));
     let error = create(&place.dir.path().join("thesis.txt")).unwrap_err();
@@ -193,7 +195,46 @@ fn a_directory_is_not_taken_over() {
     // What a creation left that was interrupted is nothing.
     fs::remove_file(place.path().join("index.json")).unwrap();
     fs::write(place.path().join(".tmp-abc"), "half").unwrap();
+    // Unless another run is at it.
+    let lock = fs::File::open(place.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    assert!(matches!(create(&place.path()), Err(Error::Busy { .. })));
+    drop(lock);
     create(&place.path()).unwrap();
+}
+
+#[test]
+fn what_is_removed_is_the_index_alone() {
+    let place = Place::new(2);
+    place.create(VectorDtype::Int8).append(&[1.0, 0.0], &[]).unwrap();
+    fs::write(place.path().join("thesis.txt"), "years").unwrap();
+    let old = VectorIndex::open(place.path()).unwrap();
+    VectorIndex::open(place.path()).unwrap().append(&[0.0, 1.0], &[]).unwrap();
+    assert!(matches!(old.delete(), Err(Error::Busy { .. })));
+    assert_eq!(VectorIndex::open(place.path()).unwrap().len(), 2);
+    VectorIndex::open(place.path()).unwrap().delete().unwrap();
+    assert_eq!(names(&place.path()), ["thesis.txt"]);
+}
+
+/// A byte that has changed on disk is noticed before it is copied into the next generation.
+#[test]
+fn a_flipped_byte_is_said() {
+    for dtype in DTYPES {
+        let place = Place::new(4);
+        place.create(dtype).append(&noise(40, 1), &records("r", 10)).unwrap();
+        let rows = place.path().join("rows-1.safetensors");
+        let whole = fs::read(&rows).unwrap();
+        for at in [whole.len() - 1, whole.len() - 100] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x40;
+            fs::write(&rows, bytes).unwrap();
+            let error = VectorIndex::open(place.path()).unwrap().append(&[1.0; 4], &[]).unwrap_err();
+            assert!(error.to_string().contains("rows-1.safetensors: not what was written"), "{error}");
+            assert!(error.hint().unwrap().contains("anew"));
+        }
+        fs::write(&rows, whole).unwrap();
+        VectorIndex::open(place.path()).unwrap().append(&[1.0; 4], &[]).unwrap();
+    }
 }
 
 /// A crash before the manifest is replaced leaves the old index; the next change removes what it left.
@@ -270,6 +311,13 @@ fn a_model_is_known_by_its_vectors() {
     let error = index.check_model("n", &[0.8, 0.6]).unwrap_err();
     assert!(error.to_string().contains("model `m`, expected `n`, whose vectors differ (cosine 0.960"), "{error}");
     assert!(error.hint().unwrap().contains("another index"));
+    // What another dtype makes of it is the same model; what is further off is not. Angles from (0.6, 0.8).
+    let at = |cosine: f32| {
+        let sine = (1.0 - cosine * cosine).sqrt();
+        [0.6 * cosine - 0.8 * sine, 0.8 * cosine + 0.6 * sine]
+    };
+    index.check_model("m", &at(0.9992)).unwrap();
+    index.check_model("m", &at(0.9985)).unwrap_err();
 }
 
 /// Each kind of damage is one line that names the file.
@@ -309,7 +357,9 @@ fn damage_is_said() {
     assert!(error.contains("has dtype F16"), "{error}");
     fs::write(&json, &json_was).unwrap();
     fs::remove_file(&rows).unwrap();
-    assert!(VectorIndex::open(place.path()).unwrap_err().to_string().contains("rows-1.safetensors"));
+    let error = VectorIndex::open(place.path()).unwrap_err();
+    assert!(error.to_string().contains("rows-1.safetensors: no such file"), "{error}");
+    assert!(error.hint().unwrap().contains("anew"));
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn prompts_and_long_lines() {
     assert_eq!(one(&["--prompt", "query"]), query);
     assert_eq!(one(&["--prompt", "other"]), plain, "it is the default");
     let long = embed(&place, &[], format!("copper\n{}\n", "river ".repeat(300))).ok();
-    assert!(long.stderr.contains("1 line cut at 50 tokens"), "{long:?}");
+    assert!(long.stderr.contains("1 line cut at 50 tokens") && !long.stderr.contains("WARN"), "{long:?}");
     let huge = embed(&place, &["--batch-tokens", "1"], "x".repeat(100_000)).ok();
     assert_eq!(huge.json().len(), 1);
 }
@@ -122,4 +122,33 @@ fn what_is_wrong_is_said() {
     let place = Place::with_encoder("bert-mean");
     embed(&place, &["--output", "out.npy"], *latin);
     assert!(!place.path("out.npy").exists(), "nothing is half written");
+    let huge = [b"river\n".to_vec(), vec![b'x'; (4 << 20) + 1]].concat();
+    check("bert-mean", &nothing, &["--quiet"], &huge, "stdin, line 2: longer than 4 MiB", "hint: cut it into parts");
+}
+
+/// A file is not read and written at once, by whatever name; what is no file is written to.
+#[test]
+fn an_output_that_is_the_input() {
+    let place = Place::with_encoder("bert-mean");
+    let file = place.path("lines.txt");
+    fs::write(&file, LINES).unwrap();
+    let refused = |run: Run, name: &str| {
+        let said = format!("error: {name} is the input\nhint: name another file with --output\n");
+        assert!(run.status == 2 && run.stderr.ends_with(&said), "{run:?}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), LINES);
+    };
+    refused(embed(&place, &["lines.txt", "--output", "./lines.txt"], ""), "lines.txt");
+    let mut stdin = std::process::Command::new(assert_cmd::cargo::cargo_bin("metal-candle"));
+    stdin.current_dir(place.path(".")).args("embed --model model - --output lines.txt".split(' '));
+    let run = stdin.stdin(fs::File::open(&file).unwrap()).output().unwrap();
+    assert!(run.status.code() == Some(2) && String::from_utf8_lossy(&run.stderr).contains("stdin is the input"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), LINES);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("lines.txt", place.path("link")).unwrap();
+        refused(embed(&place, &["lines.txt", "--output", "link"], ""), "lines.txt");
+        std::os::unix::fs::symlink("/dev/null", place.path("null")).unwrap();
+        embed(&place, &["lines.txt", "--output", "null", "--quiet"], "").ok();
+        assert!(place.path("null").is_symlink());
+    }
 }

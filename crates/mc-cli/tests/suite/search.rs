@@ -29,7 +29,7 @@ fn hits(place: &Place, query: &str) -> Vec<Value> {
 #[test]
 fn a_folder_is_indexed_and_searched() {
     let place = place();
-    let first = place.run(&format!("{INDEX} --chunk-size 8 --json")).ok().json().remove(0);
+    let first = place.run(&format!("{INDEX} --chunk-size 10 --json")).ok().json().remove(0);
     let count = |run: &Value, what: &str| run[what].as_u64().unwrap();
     assert_eq!((&first["event"], &first["index"]), (&json!("done"), &json!("index")));
     assert_eq!((count(&first, "files"), count(&first, "added"), count(&first, "unchanged")), (2, 2, 0));
@@ -73,15 +73,87 @@ fn the_second_run_does_what_has_changed() {
     assert!(paths.contains(&"notes/new.md".into()) && !paths.contains(&"notes/deep/cats.txt".into()), "{paths:?}");
     // In words, with what was left out.
     fs::write(place.path("notes/binary.md"), b"a\0b").unwrap();
-    fs::write(place.path("notes/.secret.md"), "hidden").unwrap();
+    fs::write(place.path("notes/.secret.md"), "not mentioned").unwrap();
     let words = place.run("index notes --output index").ok();
     assert!(
         words.stdout.starts_with("index: 2 files (0 added, 0 changed, 2 unchanged, 0 removed), "),
         "{}",
         words.stdout
     );
-    let said = "left out notes/binary.md: binary\nleft out 1 file or folder, hidden\n";
-    assert!(words.stderr.ends_with(said), "{}", words.stderr);
+    assert!(words.stderr.ends_with("left out notes/binary.md: binary\n"), "{}", words.stderr);
+}
+
+/// A directory that was there before a run that comes to nothing is there afterwards, and what is in it.
+#[test]
+fn a_run_that_comes_to_nothing_removes_nothing() {
+    let place = place();
+    for dir in ["empty", "ready", "real"] {
+        fs::create_dir(place.path(dir)).unwrap();
+    }
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("real", place.path("link")).unwrap();
+    let outputs = ["empty", "ready", "new"].into_iter().chain(cfg!(unix).then_some("link"));
+    for output in outputs {
+        let run = place.run(&format!("index empty --output {output} --model model"));
+        assert!(run.status == 2 && run.stderr.contains("empty: no text to index"), "{}", run.stderr);
+    }
+    for dir in ["empty", "ready", "real"] {
+        assert_eq!(fs::read_dir(place.path(dir)).unwrap().count(), 0, "{dir}");
+    }
+    assert!(!place.path("new").exists() && (cfg!(not(unix)) || place.path("link").is_symlink()));
+    // A folder that is empty today takes nothing from its index.
+    place.run(INDEX).ok();
+    fs::rename(place.path("notes"), place.path("away")).unwrap();
+    fs::create_dir(place.path("notes")).unwrap();
+    let run = place.run("index notes --output index");
+    assert!(run.status == 2 && run.stderr.contains("notes: none of the files in the index is left"), "{}", run.stderr);
+    assert!(!hits(&place, "boats").is_empty());
+}
+
+#[test]
+fn an_empty_index_says_so() {
+    let place = place();
+    place.run(INDEX).ok();
+    for file in ["notes/tides.md", "notes/deep/cats.txt"] {
+        fs::write(place.path(file), "").unwrap();
+    }
+    place.run("index notes --output index").ok();
+    let run = place.run("search --index index boats");
+    assert_eq!((run.status, run.stdout.as_str()), (2, ""));
+    let said = "error: index: the index is empty\nhint: fill it with metal-candle index notes --output index\n";
+    assert_eq!(run.stderr, said);
+}
+
+/// An index is searched with a model that has moved, once it is said where it is.
+#[test]
+fn a_model_may_move() {
+    let place = place();
+    place.run(INDEX).ok();
+    fs::rename(place.path("model"), place.path("moved")).unwrap();
+    let run = place.run("search --index index boats");
+    assert!(run.status == 2 && run.stderr.contains("/model is not there\nhint: if it has moved"), "{}", run.stderr);
+    assert_eq!(place.run("index notes --output index").status, 2);
+    search(&place, "boats", &["--model", "moved"]);
+    assert!(place.run("search --index index boats --model other").stderr.contains("the index has model"));
+    // Named once to `index`, it is known.
+    place.run("index notes --output index --model moved").ok();
+    search(&place, "boats", &[]);
+}
+
+#[test]
+fn what_is_cut_is_said() {
+    let place = place();
+    let run = place.run(&format!("{INDEX} --json")).ok().json().remove(0);
+    assert_eq!(run["truncated"], 0);
+    let query = "boats and tides ".repeat(200);
+    let run = search(&place, &query, &[]);
+    assert!(run.stderr.contains("the query is cut at ") && !run.stderr.contains("WARN"), "{}", run.stderr);
+    // A directory that was edited since: its model reads one token less than a chunk has.
+    place.set("model/sentence_bert_config.json", "max_seq_length", Some(json!(47)));
+    fs::write(place.path("notes/tides.md"), "a ".repeat(80)).unwrap();
+    let run = place.run("index notes --output index").ok();
+    assert!(run.stdout.ends_with(", 1 cut at 47 tokens\n"), "{}\n{}", run.stdout, run.stderr);
+    assert!(!run.stderr.contains("WARN"), "{}", run.stderr);
 }
 
 #[test]
@@ -117,7 +189,7 @@ fn what_is_wrong_is_said() {
         ("index notes --output notes --model model", "notes: is not empty, and no index"),
         ("index notes --output notes/tides.md --model model", "notes/tides.md: is a file"),
         ("index notes --output new --model model --vectors int4", "int4"),
-        ("index notes --output new --model model --chunk-size 3", "`--chunk-size` is 3, expected 8 or more"),
+        ("index notes --output new --model model --chunk-size 3", "`--chunk-size` is 3, expected 10 or more"),
         ("index notes --output new --model model --chunk-size 9999", "`--chunk-size` is 9999, expected at most"),
         (
             "index notes --output new --model model --chunk-size 16 --chunk-overlap 9",

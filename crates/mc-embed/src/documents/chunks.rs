@@ -5,10 +5,14 @@ use crate::index::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
+/// More bytes of a text than this are never tokenized at once: of a line of many MB that would take a GB of memory.
+const AT_ONCE: usize = 16 << 10;
+
 /// How long chunks are, in tokens of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunking {
-    /// The most tokens in a chunk, 8 or more. The default, 200, is what the smallest common models read, with room.
+    /// The most tokens that the model reads of a chunk, with those that it adds to any text, such as its prompt; 8 more than
+    /// those at least. The default, 200, is what the smallest common models read.
     pub size: usize,
     /// The most tokens that a chunk repeats of the one before it, at most half of `size`; across headings nothing is.
     pub overlap: usize,
@@ -21,11 +25,15 @@ impl Default for Chunking {
 }
 
 impl Chunking {
-    pub(crate) fn check(self) -> Result<()> {
+    /// Of a model that adds so many tokens to any text and reads `most`.
+    pub(crate) fn check(self, added: usize, most: usize) -> Result<()> {
         let setting = |field, found, expected| Err(Error::Setting { field, found, expected });
         let Self { size, overlap } = self;
-        if size < 8 {
-            return setting("chunk_size", size, "8 or more".into());
+        if size < added + 8 {
+            return setting("chunk_size", size, format!("{} or more", added + 8));
+        }
+        if size > most {
+            return setting("chunk_size", size, format!("at most {most}, which is what the model reads"));
         }
         if overlap > size / 2 {
             return setting("chunk_overlap", overlap, format!("at most {}, half of a chunk", size / 2));
@@ -43,6 +51,8 @@ pub struct Chunk<'a> {
     pub first_line: usize,
     /// The line it ends in.
     pub last_line: usize,
+    /// How many tokens the model reads of it.
+    pub tokens: usize,
 }
 
 /// What stands before a piece of text: the later, the better to cut there.
@@ -59,12 +69,13 @@ enum Border {
 struct Piece {
     range: Range<usize>,
     line: usize,
+    /// Those of the blank space before it too; none of those that are added to any text.
     tokens: usize,
     before: Border,
 }
 
 /// The chunks of a text, in order. `markdown` says whether lines that start with `#` are headings; underlined ones are in
-/// any text. `tokens` counts those of a text; a chunk's are counted line by line.
+/// any text. `tokens` counts what the model reads of a text, with what it adds to any.
 ///
 /// A heading always starts a chunk, unless what is before it is shorter than a quarter of one. Elsewhere a chunk ends at the
 /// strongest border in its second half: of a paragraph, a sentence, a line, a word.
@@ -87,36 +98,48 @@ pub fn chunks<'a>(
     how: Chunking,
     tokens: &dyn Fn(&str) -> Result<usize>,
 ) -> Result<Vec<Chunk<'a>>> {
-    how.check()?;
-    let pieces = pieces(text, markdown, how.size, tokens)?;
+    let added = tokens("")?;
+    how.check(added, usize::MAX)?;
+    let room = how.size - added;
+    let pieces = Pieces::of(text, markdown, room, &|text| Ok(tokens(text)?.saturating_sub(added).max(1)))?;
     let mut chunks = vec![];
     let (mut start, mut seen) = (0, 0); // the first piece of the chunk, and the first that was in no chunk yet
     while seen < pieces.len() {
-        let mut end = furthest(&pieces, start, how.size);
-        if end <= seen {
-            // The overlap leaves no room.
-            start = seen;
-            end = furthest(&pieces, start, how.size);
-        }
-        let end = if end == pieces.len() { end } else { strongest(&pieces, start, seen + 1, end) };
-        let (first, last) = (&pieces[start], &pieces[end - 1]);
-        chunks.push(Chunk {
-            text: text[first.range.start..last.range.end].trim(),
-            first_line: first.line,
-            last_line: last.line,
-        });
+        let mut fits = room;
+        let (end, chunk) = loop {
+            let mut end = furthest(&pieces, start, fits, room / 4);
+            if end <= seen {
+                // The overlap leaves no room.
+                start = seen;
+                end = furthest(&pieces, start, fits, room / 4);
+            }
+            let end = if end == pieces.len() { end } else { strongest(&pieces, start, seen + 1, end) };
+            let (first, last) = (&pieces[start], &pieces[end - 1]);
+            let text = text[first.range.start..last.range.end].trim();
+            let chunk = Chunk { text, first_line: first.line, last_line: last.line, tokens: tokens(text)? };
+            if chunk.tokens <= how.size || end == start + 1 {
+                break (end, chunk);
+            }
+            // Together they have more tokens than one by one.
+            fits = sum(&pieces[start..end]).saturating_sub(chunk.tokens - how.size);
+        };
+        chunks.push(chunk);
         seen = end;
         start = overlapping(&pieces, start, end, how.overlap);
     }
     Ok(chunks)
 }
 
-/// Past the last piece that fits, or the heading that ends the section.
-fn furthest(pieces: &[Piece], start: usize, size: usize) -> usize {
+fn sum(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.tokens).sum()
+}
+
+/// Past the last piece that fits, or the heading that ends the section, if that is not a very short one.
+fn furthest(pieces: &[Piece], start: usize, room: usize, short: usize) -> usize {
     let mut tokens = 0;
     for (i, piece) in pieces.iter().enumerate().skip(start) {
-        let section_ends = piece.before == Border::Heading && tokens >= size / 4;
-        if i > start && (section_ends || tokens + piece.tokens > size) {
+        let section_ends = piece.before == Border::Heading && tokens >= short;
+        if i > start && (section_ends || tokens + piece.tokens > room) {
             return i;
         }
         tokens += piece.tokens;
@@ -129,8 +152,7 @@ fn strongest(pieces: &[Piece], start: usize, least: usize, most: usize) -> usize
     if pieces[most].before == Border::Heading {
         return most;
     }
-    let whole: usize = pieces[start..most].iter().map(|p| p.tokens).sum();
-    let mut tokens: usize = pieces[start..least].iter().map(|p| p.tokens).sum();
+    let (whole, mut tokens) = (sum(&pieces[start..most]), sum(&pieces[start..least]));
     let past_half = |cut: &usize| {
         let past = 2 * tokens >= whole;
         tokens += pieces[*cut].tokens;
@@ -153,73 +175,89 @@ fn overlapping(pieces: &[Piece], start: usize, end: usize, overlap: usize) -> us
     first
 }
 
-fn pieces(text: &str, markdown: bool, size: usize, tokens: &dyn Fn(&str) -> Result<usize>) -> Result<Vec<Piece>> {
-    let lines = lines(text);
-    let mut pieces: Vec<Piece> = vec![];
-    let mut before = Border::Paragraph;
-    let mut fence: Option<&str> = None;
-    for (i, range) in lines.iter().enumerate() {
-        let line = text[range.clone()].trim();
-        if line.is_empty() {
-            before = Border::Paragraph;
-            continue;
-        }
-        let ticks = ["```", "~~~"].into_iter().find(|ticks| markdown && line.starts_with(ticks));
-        if fence.is_none() && is_heading(text, &lines, i, markdown) {
-            before = Border::Heading;
-        }
-        match (fence, ticks) {
-            (None, Some(ticks)) => fence = Some(ticks),
-            (Some(open), Some(ticks)) if open == ticks => fence = None,
-            _ => {}
-        }
-        let count = tokens(line)?;
-        if count <= size / 4 {
-            pieces.push(Piece { range: range.clone(), line: i + 1, tokens: count.max(1), before });
-        } else {
-            words(text, range.clone(), (i + 1, before), size, tokens, &mut pieces)?;
-        }
-        before = if ends_sentence(line) { Border::Sentence } else { Border::Line };
-    }
-    Ok(pieces)
+/// A text as it is taken apart.
+struct Pieces<'a> {
+    text: &'a str,
+    room: usize,
+    tokens: &'a dyn Fn(&str) -> Result<usize>,
+    found: Vec<Piece>,
 }
 
-/// The words of a long line, each with the space after it.
-fn words(
-    text: &str,
-    range: Range<usize>,
-    (line, first): (usize, Border),
-    size: usize,
-    tokens: &dyn Fn(&str) -> Result<usize>,
-    pieces: &mut Vec<Piece>,
-) -> Result<()> {
-    let mut before = first;
-    let mut at = range.start;
-    for word in text[range].split_inclusive(char::is_whitespace) {
-        let range = at..at + word.len();
-        at = range.end;
-        let word = word.trim();
-        if word.is_empty() {
-            continue;
-        }
-        let count = tokens(word)?.max(1);
-        if count <= size {
-            pieces.push(Piece { range, line, tokens: count, before });
-        } else {
-            // Text without spaces. Its letters are about equally long in tokens.
-            let letters = word.chars().count();
-            let each = (letters * (size / 8).max(1) / count).max(1);
-            let mut from = range.start;
-            let starts = text[range.clone()].char_indices().map(|(i, _)| range.start + i).skip(each).step_by(each);
-            for to in starts.chain([range.end]) {
-                let tokens = tokens(&text[from..to])?.max(1);
-                pieces.push(Piece { range: from..to, line, tokens, before });
-                (from, before) = (to, Border::Word);
+impl<'a> Pieces<'a> {
+    fn of(text: &'a str, markdown: bool, room: usize, tokens: &'a dyn Fn(&str) -> Result<usize>) -> Result<Vec<Piece>> {
+        let mut this = Self { text, room, tokens, found: vec![] };
+        let lines = lines(text);
+        let mut before = Border::Paragraph;
+        let mut fence: Option<&str> = None;
+        for (i, range) in lines.iter().enumerate() {
+            let line = text[range.clone()].trim();
+            if line.is_empty() {
+                before = Border::Paragraph;
+                continue;
             }
+            let ticks = ["```", "~~~"].into_iter().find(|ticks| markdown && line.starts_with(ticks));
+            if fence.is_none() && is_heading(text, &lines, i, markdown) {
+                before = Border::Heading;
+            }
+            match (fence, ticks) {
+                (None, Some(ticks)) => fence = Some(ticks),
+                (Some(open), Some(ticks)) if open == ticks => fence = None,
+                _ => {}
+            }
+            if !this.add(range.clone(), (i + 1, before), room / 4)? {
+                this.words(range.clone(), (i + 1, before))?;
+            }
+            before = if ends_sentence(line) { Border::Sentence } else { Border::Line };
         }
-        before = if ends_sentence(word) { Border::Sentence } else { Border::Word };
+        Ok(this.found)
     }
-    Ok(())
+
+    /// Adds a piece, if it has so many tokens at most.
+    fn add(&mut self, range: Range<usize>, (line, before): (usize, Border), most: usize) -> Result<bool> {
+        let end = self.found.last().map_or(0, |piece| piece.range.end);
+        let tokens = match (range.len(), range.start - end) {
+            (AT_ONCE.., _) => return Ok(false),
+            // So much blank space is in no chunk.
+            (_, AT_ONCE..) => self.room,
+            _ => (self.tokens)(&self.text[end..range.end])?,
+        };
+        if tokens <= most {
+            self.found.push(Piece { range, line, tokens, before });
+        }
+        Ok(tokens <= most)
+    }
+
+    /// The words of a long line.
+    fn words(&mut self, range: Range<usize>, (line, mut before): (usize, Border)) -> Result<()> {
+        let mut at = range.start;
+        for word in self.text[range].split_inclusive(char::is_whitespace) {
+            let start = at;
+            at += word.len();
+            let word = word.trim();
+            if word.is_empty() {
+                continue;
+            }
+            let range = start..start + word.len();
+            if !self.add(range.clone(), (line, before), self.room)? {
+                self.halves(range, (line, before))?;
+            }
+            before = if ends_sentence(word) { Border::Sentence } else { Border::Word };
+        }
+        Ok(())
+    }
+
+    /// Text without spaces, in halves until they are short.
+    fn halves(&mut self, range: Range<usize>, (line, before): (usize, Border)) -> Result<()> {
+        let text = &self.text[range.clone()];
+        let letters = text.chars().count();
+        let most = if letters == 1 { usize::MAX } else { (self.room / 8).max(1) };
+        if self.add(range.clone(), (line, before), most)? {
+            return Ok(());
+        }
+        let middle = range.start + text.char_indices().nth(letters / 2).map_or(0, |(at, _)| at);
+        self.halves(range.start..middle, (line, before))?;
+        self.halves(middle..range.end, (line, Border::Word))
+    }
 }
 
 /// The places of lines, without their ends.

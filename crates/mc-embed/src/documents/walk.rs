@@ -1,13 +1,13 @@
 //! The text files under a folder, and their contents. Knows nothing of chunks.
 
 use crate::index::{Error, Result};
+use ignore::WalkBuilder;
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{self, File},
+    io::Read,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
-use walkdir::{DirEntry, WalkDir};
 
 /// Larger files are data, not something to read.
 const MAX_READ: u64 = 64 << 20;
@@ -35,8 +35,6 @@ pub struct Skipped {
 /// Why a file was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SkipReason {
-    /// Its name starts with a dot.
-    Hidden,
     /// A link, which is not followed.
     Link,
     /// It has a byte 0.
@@ -52,7 +50,6 @@ pub enum SkipReason {
 impl std::fmt::Display for SkipReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Hidden => f.write_str("hidden"),
             Self::Link => f.write_str("a link, not followed"),
             Self::Binary => f.write_str("binary"),
             Self::NotUtf8 => f.write_str("not UTF-8"),
@@ -62,35 +59,31 @@ impl std::fmt::Display for SkipReason {
     }
 }
 
-/// The files with these extensions, sorted by name, and what was left out. Files with other extensions are not mentioned.
-pub(super) fn walk(folder: &Path, extensions: &[String]) -> Result<(Vec<TextFile>, Vec<Skipped>)> {
+/// The files with these extensions, sorted by name, and what was left out. Files with other extensions, hidden ones, what
+/// `.gitignore` and `.ignore` name, and the directory `except` are not mentioned.
+pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Result<(Vec<TextFile>, Vec<Skipped>)> {
     let wanted = |path: &Path| {
         let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
         extension.is_some_and(|extension| extensions.contains(&extension))
     };
-    let hidden = |entry: &DirEntry| entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
+    // Of the folder itself the walk would go on without it.
+    fs::read_dir(folder).map_err(Error::io(folder))?;
+    let except = except.canonicalize().map_err(Error::io(except))?;
     let (mut files, mut skipped) = (vec![], vec![]);
-    let mut entries = WalkDir::new(folder).follow_links(false).sort_by_file_name().into_iter();
-    while let Some(entry) = entries.next() {
+    let entries = WalkBuilder::new(folder).require_git(false).filter_entry(move |e| e.path() != except).build();
+    for entry in entries {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(e) if e.depth() == 0 => return Err(Error::io(folder)(e.into())),
             Err(e) => {
-                let path = e.path().unwrap_or(folder).to_path_buf();
-                skipped.push(Skipped { path, reason: SkipReason::Unreadable(io::Error::from(e).to_string()) });
+                let path = path_of(&e).unwrap_or(folder).to_path_buf();
+                let why = e.io_error().map_or(e.to_string(), ToString::to_string);
+                skipped.push(Skipped { path, reason: SkipReason::Unreadable(why) });
                 continue;
             }
         };
-        let kind = entry.file_type();
+        let Some(kind) = entry.file_type() else { continue };
         let mut skip = |reason| skipped.push(Skipped { path: entry.path().into(), reason });
-        if hidden(&entry) {
-            if kind.is_dir() {
-                entries.skip_current_dir();
-            }
-            if kind.is_dir() || wanted(entry.path()) {
-                skip(SkipReason::Hidden);
-            }
-        } else if kind.is_symlink() && (wanted(entry.path()) || entry.path().is_dir()) {
+        if kind.is_symlink() && (wanted(entry.path()) || entry.path().is_dir()) {
             skip(SkipReason::Link);
         } else if kind.is_file() && wanted(entry.path()) {
             match read_entry(folder, &entry) {
@@ -100,12 +93,20 @@ pub(super) fn walk(folder: &Path, extensions: &[String]) -> Result<(Vec<TextFile
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
+    skipped.sort_by(|a, b| a.path.cmp(&b.path));
     Ok((files, skipped))
 }
 
-fn read_entry(folder: &Path, entry: &DirEntry) -> Result<TextFile, SkipReason> {
-    let unreadable = |e: io::Error| SkipReason::Unreadable(e.to_string());
-    let metadata = entry.metadata().map_err(|e| unreadable(e.into()))?;
+fn path_of(error: &ignore::Error) -> Option<&Path> {
+    match error {
+        ignore::Error::WithPath { path, .. } => Some(path),
+        ignore::Error::WithDepth { err, .. } | ignore::Error::WithLineNumber { err, .. } => path_of(err),
+        _ => None,
+    }
+}
+
+fn read_entry(folder: &Path, entry: &ignore::DirEntry) -> Result<TextFile, SkipReason> {
+    let metadata = fs::symlink_metadata(entry.path()).map_err(|e| SkipReason::Unreadable(e.to_string()))?;
     let name = entry.path().strip_prefix(folder).unwrap_or(entry.path());
     let names: Option<Vec<_>> = name.iter().map(|part| part.to_str()).collect();
     let name = names.ok_or_else(|| SkipReason::Unreadable("a name that is not UTF-8".into()))?.join("/");

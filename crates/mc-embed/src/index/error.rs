@@ -89,6 +89,9 @@ impl Error {
                 _ => "the index is damaged; remove its directory and make it anew".into(),
             },
             Self::NoIndex { .. } => "an index is a directory with index.json; make one first".into(),
+            Self::Occupied { what: "holds an index already", .. } => {
+                "run this again to bring that index up to date".into()
+            }
             Self::Occupied { .. } => "name a directory that is empty or does not exist".into(),
             Self::Mismatch { field: "model", .. } => {
                 "vectors of different models cannot be compared; use the model of the index, or make another index"

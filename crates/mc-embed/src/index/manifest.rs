@@ -25,6 +25,8 @@ pub(super) struct Manifest {
     /// Counts changes; part of the name of the file with the rows.
     pub(super) generation: u64,
     pub(super) rows: usize,
+    /// CRC-32 of the rows.
+    pub(super) checksum: u32,
     #[serde(flatten)]
     pub(super) config: IndexConfig,
 }
@@ -38,7 +40,7 @@ struct Head {
 
 impl Manifest {
     pub(super) fn new(config: IndexConfig) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, generation: 0, rows: 0, config }
+        Self { format: FORMAT.into(), version: VERSION, generation: 0, rows: 0, checksum: 0, config }
     }
 
     /// That of the next change, with so many rows.
@@ -85,27 +87,39 @@ impl Manifest {
 
     /// Removes what other generations and interrupted writers left. Whatever resists is left for the next time.
     pub(super) fn sweep(&self, dir: &Path) {
-        let current = self.rows_file(dir);
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let name = entry.file_name();
-            let old = is_of_rows(&name.to_string_lossy()) && path != current;
-            if old || name.to_string_lossy().starts_with(TEMPORARY) {
-                let _ = fs::remove_file(path);
-            }
+        sweep(dir, &self.rows_file(dir));
+    }
+}
+
+fn sweep(dir: &Path, except: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if is_left_over(&name.to_string_lossy()) && path != except {
+            let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Removes the files of an index, and no others.
+pub(super) fn delete(dir: &Path, _: Lock) -> Result<()> {
+    let path = dir.join(NAME);
+    fs::remove_file(&path).map_err(Error::io(&path))?;
+    sweep(dir, Path::new(""));
+    let path = dir.join(LOCK);
+    fs::remove_file(&path).map_err(Error::io(&path))
 }
 
 /// How [`write_atomic`] names what is not finished.
 const TEMPORARY: &str = ".tmp-";
 
-fn is_of_rows(name: &str) -> bool {
-    name.starts_with("rows-") && name.ends_with(".safetensors")
+/// Whether this is a file of rows or an unfinished one.
+fn is_left_over(name: &str) -> bool {
+    name.starts_with("rows-") && name.ends_with(".safetensors") || name.starts_with(TEMPORARY)
 }
 
-/// Makes the directory, or refuses one with an index or anything else in it. What an interrupted creation left is nothing.
-pub(super) fn make_directory(dir: &Path) -> Result<()> {
+/// Makes the directory and locks it, or refuses one with an index or anything else in it. What an interrupted creation left
+/// is nothing.
+pub(super) fn make_directory(dir: &Path) -> Result<Lock> {
     if dir.is_file() {
         return Err(Error::Occupied { dir: dir.into(), what: "is a file" });
     }
@@ -113,14 +127,15 @@ pub(super) fn make_directory(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let name = entry.map_err(Error::io(dir))?.file_name();
         let name = name.to_string_lossy();
-        if name == NAME {
-            return Err(Error::Occupied { dir: dir.into(), what: "holds an index already" });
-        }
-        if !is_of_rows(&name) && name != LOCK && !name.starts_with(TEMPORARY) {
+        if ![NAME, LOCK].contains(&&*name) && !is_left_over(&name) {
             return Err(Error::Occupied { dir: dir.into(), what: "is not empty, and no index" });
         }
     }
-    Ok(())
+    let lock = lock(dir)?;
+    if dir.join(NAME).exists() {
+        return Err(Error::Occupied { dir: dir.into(), what: "holds an index already" });
+    }
+    Ok(lock)
 }
 
 /// The right to write, until it is dropped. The system takes it back from a process that dies.

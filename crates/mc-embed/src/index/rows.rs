@@ -49,6 +49,9 @@ pub(crate) struct NewRows<'a> {
 impl Rows {
     /// Opens the file and checks that it holds what the manifest says.
     pub(super) fn open(path: PathBuf, count: usize, dimensions: usize, dtype: VectorDtype) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::invalid(&path, "no such file, and the index says there is"));
+        }
         let this = Self { file: SafeTensors::open(&path)?, path, count, dimensions, dtype };
         this.vectors()?;
         let ends = this.record_ends()?;
@@ -91,6 +94,24 @@ impl Rows {
     /// What the index's owner keeps about all rows.
     pub(super) fn notes(&self) -> Result<&[u8]> {
         self.text("notes")
+    }
+
+    /// The CRC-32 of all that is in the file. It reads all of it.
+    pub(super) fn checksum(&self) -> Result<u32> {
+        let mut checksum = crc32fast::Hasher::new();
+        let mut tensors = self.file.names();
+        tensors.sort_unstable();
+        for name in &tensors {
+            let dtype = match name.as_str() {
+                "record_ends" => DType::I64,
+                "scales" => DType::F32,
+                "vectors" if self.dtype == VectorDtype::F32 => DType::F32,
+                "vectors" => DType::F16,
+                _ => DType::U8,
+            };
+            checksum.update(self.file.bytes(name, &self.file.shape(name).unwrap_or_default(), dtype)?);
+        }
+        Ok(checksum.finalize())
     }
 
     fn vectors(&self) -> Result<Vectors<'_>> {

@@ -29,6 +29,9 @@ fn a_heading_starts_a_chunk() {
 fn what_looks_like_a_heading_in_code_is_none() {
     let text = "Run this:\n\n```sh\n# not a heading\nls\n```\n\nand no more of it than that, really.\n";
     assert_eq!(cut(text, 40, 0), ["1-8 Run this: ```sh # not a heading ls ``` and no more of it than that, really."]);
+    // Where a heading would end the chunk: it is long enough, and behind the fence it does.
+    let text = "a b c d e f g h i j:\n\n```sh\n# k l\n```\n\n# m n o\n";
+    assert_eq!(cut(text, 40, 0), ["1-5 a b c d e f g h i j: ```sh # k l ```", "7-7 # m n o"]);
     // In other texts `#` is a character.
     let plain = of_words("a b c d\n\n# e\n", false, 8, 0).unwrap();
     assert_eq!(plain.len(), 1);
@@ -50,7 +53,35 @@ fn text_without_spaces_is_cut_too() {
     let text = "海".repeat(50);
     let parts = chunks(&text, false, Chunking { size: 16, overlap: 4 }, &letters).unwrap();
     assert!(parts.len() >= 4 && parts.iter().all(|c| c.text.chars().count() <= 16), "{parts:?}");
-    assert_eq!(parts.iter().map(|c| c.text.chars().count()).max(), Some(16));
+    assert!(parts.iter().any(|c| c.text.chars().count() >= 14), "{parts:?}");
+    // However different its letters are.
+    let uneven = |text: &str| Ok(text.chars().map(|c| if c == 'x' { 1 } else { 7 }).sum());
+    let text = format!("{}{}", "x".repeat(300), "海".repeat(20));
+    let parts = chunks(&text, false, Chunking { size: 16, overlap: 0 }, &uneven).unwrap();
+    assert!(parts.iter().all(|c| c.tokens <= 16), "{parts:?}");
+    assert_eq!(parts.iter().map(|c| c.text).collect::<String>(), text);
+    // One letter is never cut.
+    let parts = chunks("海海", false, Chunking { size: 8, overlap: 0 }, &|text| Ok(9 * text.chars().count())).unwrap();
+    assert_eq!(parts.iter().map(|c| (c.text, c.tokens)).collect::<Vec<_>>(), [("海", 9), ("海", 9)]);
+}
+
+/// A text of many MB is never tokenized at once, whatever is in it.
+#[test]
+fn long_lines_are_counted_in_parts() {
+    const LENGTH: usize = 1 << 20;
+    let (longest, all) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let letters = |text: &str| {
+        longest.set(longest.get().max(text.len()));
+        all.set(all.get() + text.len());
+        Ok(text.trim().len().div_ceil(4))
+    };
+    for text in ["copper heat ".repeat(LENGTH / 12), "é".repeat(LENGTH / 2), format!("a{}b", "\n".repeat(LENGTH))] {
+        longest.set(0);
+        all.set(0);
+        let parts = chunks(&text, true, Chunking { size: 64, overlap: 8 }, &letters).unwrap();
+        assert!(parts.iter().all(|part| part.tokens <= 64) && parts.len() >= 2);
+        assert!(longest.get() <= LENGTH / 32 && all.get() < 20 * LENGTH, "{} {}", longest.get(), all.get());
+    }
 }
 
 #[test]
@@ -64,6 +95,8 @@ fn nothing_has_no_chunks_and_ends_of_lines_are_not_text() {
 fn settings_out_of_range_are_errors() {
     let error = |size, overlap| of_words("a", false, size, overlap).unwrap_err().to_string();
     assert_eq!(error(7, 0), "`chunk_size` is 7, expected 8 or more");
+    let error_of_prompt = chunks("a", false, Chunking { size: 19, overlap: 0 }, &|text| Ok(12 + words_of(text)));
+    assert_eq!(error_of_prompt.unwrap_err().to_string(), "`chunk_size` is 19, expected 20 or more");
     assert_eq!(error(20, 11), "`chunk_overlap` is 11, expected at most 10, half of a chunk");
 }
 
@@ -103,6 +136,22 @@ proptest! {
             let line_of = |at: usize| 1 + text[..at].matches('\n').count();
             prop_assert_eq!((part.first_line, part.last_line), (line_of(start), line_of(end)));
             prop_assert!(part.last_line <= lines.len());
+        }
+        prop_assert!(text[covered..].trim().is_empty(), "lost at the end");
+    }
+
+    /// So it is with tokenizers for which a text has more tokens than its parts, and which add some to any.
+    #[test]
+    fn no_chunk_is_too_long(text in texts(), size in 16usize..60, share in 0usize..=50) {
+        let tokens = |text: &str| 5 + words_of(text) + words_of(text) / 3 + text.matches('\n').count();
+        let how = Chunking { size, overlap: size * share / 100 };
+        let mut covered = 0;
+        for part in chunks(&text, true, how, &|text| Ok(tokens(text))).unwrap() {
+            prop_assert_eq!(part.tokens, tokens(part.text));
+            prop_assert!(part.tokens <= size, "{:?}", part);
+            let start = part.text.as_ptr() as usize - text.as_ptr() as usize;
+            prop_assert!(text[covered.min(start)..start].trim().is_empty(), "lost before {:?}", part);
+            covered = start + part.text.len();
         }
         prop_assert!(text[covered..].trim().is_empty(), "lost at the end");
     }
