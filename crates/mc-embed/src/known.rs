@@ -148,8 +148,14 @@ mod tests {
     fn golden(model: EmbeddingModelType) -> &'static str {
         use EmbeddingModelType as T;
         match model {
-            T::E5SmallV2 | T::E5BaseV2 | T::E5LargeV2 | T::MultilingualE5Small => "bert, mean",
-            T::AllMiniLmL6V2 | T::AllMiniLmL12V2 | T::GteSmall | T::GteBase => "bert, mean",
+            T::E5SmallV2
+            | T::E5BaseV2
+            | T::E5LargeV2
+            | T::MultilingualE5Small
+            | T::AllMiniLmL6V2
+            | T::AllMiniLmL12V2
+            | T::GteSmall
+            | T::GteBase => "bert, mean",
             T::BgeSmallEnV15 | T::BgeBaseEnV15 | T::BgeLargeEnV15 => "bert, cls",
             T::MultilingualE5Base | T::MultilingualE5Large => "xlm-roberta, mean",
             T::BgeM3 => "xlm-roberta, cls",

@@ -26,14 +26,17 @@ pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
     let shortest = std::slice::from_ref(shortest);
     let dir = open_dir(global, Some(name))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
-    let encode = |texts: &[String]| model.encode_with(texts, &EncodeOptions::default(), &mut |_| {});
+    let encode = |texts: &[String]| {
+        let embedded = model.encode_with(texts, &EncodeOptions::default(), &mut |_| {});
+        embedded.map_err(|error| lines.named(error, 0))
+    };
     let seconds = |texts: &[String]| {
         let start = Instant::now();
         encode(texts)?;
         Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64())
     };
     global.say("warming up");
-    let cut = encode(&texts).map_err(|error| lines.named(error, 0))?.truncated;
+    let cut = encode(&texts)?.truncated;
     if cut > 0 {
         global.say(format!("{} cut at {} tokens", report::counted(cut as u64, "line"), model.max_tokens()));
     }
