@@ -14,6 +14,8 @@ use std::{
 };
 
 const CONFIG: &str = "config.json";
+/// What sentence-transformers writes; the model itself may then be in a folder of the directory.
+const MODULES: &str = "modules.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -67,7 +69,7 @@ impl ModelDir {
     /// A directory on disk, named by its path as given.
     ///
     /// # Errors
-    /// If there is no such directory, or it holds no `config.json`; the hint says what it seems to be instead.
+    /// If there is no such directory, or it holds neither `config.json` nor `modules.json`; the hint says what it seems to be instead.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let missing = |what: &str, hint: &str| {
@@ -83,7 +85,7 @@ impl ModelDir {
         if !path.is_dir() {
             return missing("not a directory", "pass the directory that holds config.json and model.safetensors");
         }
-        if !path.join(CONFIG).is_file() {
+        if ![CONFIG, MODULES].iter().any(|file| path.join(file).is_file()) {
             let adapter = path.join(ADAPTER_CONFIG).is_file() || path.join(MLX_WEIGHTS).is_file();
             let hint = if adapter { "this is an adapter; pass it with --adapter" } else { "" };
             return missing("no config.json", hint);

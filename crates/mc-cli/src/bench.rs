@@ -20,10 +20,7 @@ use metal_candle::{
     training::{Batch, Example, LRScheduler, Trainer, TrainingConfig, peak_memory_bytes},
 };
 use serde_json::{Map, Value, json};
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// Measure tokens per second and memory on this machine
 #[derive(clap::Args)]
@@ -57,8 +54,8 @@ pub(crate) struct Args {
     without_cache: bool,
 
     /// Time the lines of a file instead, each a text that --model turns into a vector
-    #[arg(long, value_name = "FILE", conflicts_with = "train", help_heading = "Embeddings")]
-    texts: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|-", conflicts_with = "train", help_heading = "Embeddings")]
+    texts: Option<String>,
 
     /// Time optimizer steps instead
     #[arg(long, help_heading = "Training")]

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use metal_candle::{
     checkpoint::{self, write_atomic},
-    embeddings::{EmbeddingModel, EncodeOptions, Prompt},
+    embeddings::{self, EmbeddingModel, EncodeOptions, Prompt},
 };
 use same_file::Handle;
 use std::{
@@ -54,13 +54,19 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let dir = source::open_dir(global, Some(&args.model))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
     global.say(model.describe());
+    let options = options(args);
+    for (asked, what) in [(args.query, "queries"), (args.document, "documents")] {
+        if asked && model.prompt(options.prompt)?.is_empty() {
+            global.say(format!("the model has no prompt for {what}: lines are read as they are"));
+        }
+    }
     let mut lines = Lines::open(&args.input)?;
     if args.output.as_deref().is_some_and(|output| is_input(&args.input, output)) {
         return Err(wrong(format!("{} is the input", lines.name), "name another file with --output"));
     }
     let bar = if global.bars() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {human_pos} lines, {per_sec}")?);
-    let mut work = Work { model: &model, options: options(args), bar, tokens: 0, truncated: 0, lines: 0 };
+    let mut work = Work { model: &model, options, bar, tokens: 0, truncated: 0, lines: 0 };
     match &args.output {
         Some(path) => work.write_npy(&mut lines, path)?,
         None => {
@@ -117,12 +123,10 @@ impl Work<'_> {
             let bar = self.bar.clone();
             let embedded = self.model.encode_with(&texts, &self.options, &mut |progress| {
                 bar.set_position(done + progress.texts as u64);
-            })?;
+            });
+            let embedded = embedded.map_err(|error| lines.named(error, done))?;
             for row in embedded.vectors.to_vec2::<f32>()? {
                 self.lines += 1;
-                if row.iter().any(|x| !x.is_finite()) {
-                    anyhow::bail!("{}, line {}: the vector is not finite", lines.name, self.lines);
-                }
                 if !take(&row)? {
                     return Ok(());
                 }
@@ -172,14 +176,14 @@ fn npy_header(rows: u64, width: usize) -> Vec<u8> {
 const LONGEST: u64 = 4 << 20;
 
 /// The lines of a file or of stdin.
-struct Lines {
+pub(crate) struct Lines {
     name: String,
     reader: Box<dyn BufRead>,
     read: usize,
 }
 
 impl Lines {
-    fn open(input: &str) -> Result<Self> {
+    pub(crate) fn open(input: &str) -> Result<Self> {
         if input == "-" {
             return Ok(Self { name: "stdin".into(), reader: Box::new(io::stdin().lock()), read: 0 });
         }
@@ -191,7 +195,7 @@ impl Lines {
     }
 
     /// Up to so many lines, without what ends them; none at the end.
-    fn next(&mut self, most: usize) -> Result<Vec<String>> {
+    pub(crate) fn next(&mut self, most: usize) -> Result<Vec<String>> {
         let mut lines = vec![];
         while lines.len() < most {
             let mut bytes = vec![];
@@ -217,6 +221,14 @@ impl Lines {
             })?);
         }
         Ok(lines)
+    }
+
+    /// An error of the texts after the first `before` lines; where it names a text, that becomes a line.
+    pub(crate) fn named(&self, error: embeddings::Error, before: u64) -> anyhow::Error {
+        use embeddings::Error::{NotFinite, TokenId};
+        let (NotFinite { text } | TokenId { text, .. }) = error else { return error.into() };
+        let line = format!("{}, line {}", self.name, before + text as u64 + 1);
+        wrong(error.to_string().replacen(&format!("text {text}"), &line, 1), error.hint().unwrap_or_default())
     }
 }
 

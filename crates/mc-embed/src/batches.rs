@@ -1,5 +1,6 @@
-//! Texts in batches of about as many tokens each. Knows only their lengths.
+//! Texts in batches of about as many tokens each. Knows their lengths, and no model.
 
+use crate::{Error, Result};
 use candle_core::Device;
 use std::ops::Range;
 
@@ -27,6 +28,26 @@ pub(crate) fn batches(lengths: &[usize], tokens: usize) -> (Vec<usize>, Vec<Rang
         batches.push(first..order.len());
     }
     (order, batches)
+}
+
+/// The numbers of a batch of texts, one text's after the other's, all finite.
+///
+/// Where some are not, each text is computed alone: one that overflows spoils those that lie beside it.
+pub(crate) fn finite(batch: &[usize], compute: impl Fn(&[usize]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+    let is_finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
+    let together = compute(batch)?;
+    if is_finite(&together) {
+        return Ok(together);
+    }
+    let mut numbers = Vec::with_capacity(together.len());
+    for text in batch {
+        let alone = compute(&[*text])?;
+        if !is_finite(&alone) {
+            return Err(Error::NotFinite { text: *text });
+        }
+        numbers.extend(alone);
+    }
+    Ok(numbers)
 }
 
 #[cfg(test)]

@@ -2,13 +2,15 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{batches, tokens_at_once},
+    batches::{batches, finite, tokens_at_once},
     directory::Directory,
+    modules::Reading,
     tokens::Tokens,
 };
 use candle_core::{DType, Device};
 use mc_checkpoint::ModelDir;
 use mc_models::{Classifier, ModelLoader, Texts, open_model};
+use mc_text::Encoded;
 use serde_json::Value;
 
 /// A model that scores pairs of texts.
@@ -72,7 +74,7 @@ impl CrossEncoder {
             let hint = Some("a reranker has one label; a classifier with several is something else");
             return Err(directory.error("config.json", &problem, hint));
         }
-        let tokens = Tokens::read(&directory, None, classifier.encoder().max_tokens(), false)?;
+        let tokens = Tokens::read(&directory, Reading::default(), &**classifier.encoder())?;
         let activation = activation(&directory)?;
         Ok(Self { classifier, tokens, activation })
     }
@@ -82,21 +84,21 @@ impl CrossEncoder {
     /// A pair that is too long is cut, of its longer text first.
     ///
     /// # Errors
-    /// If a text cannot be tokenized, or a computation fails.
+    /// If a text cannot be tokenized, a score is not finite, or a computation fails.
     pub fn score<S: AsRef<str> + Sync>(&self, query: &str, documents: &[S]) -> Result<Vec<f32>> {
         mc_backend::in_pool(|| {
             let encoded = self.tokens.of_pairs(query, documents)?;
+            let cut = encoded.iter().filter(|pair| pair.cut).count();
+            if cut > 0 {
+                tracing::warn!("{cut} of {} pairs are cut at {} tokens", documents.len(), self.tokens.limit);
+            }
             let lengths: Vec<usize> = encoded.iter().map(|pair| pair.ids.len()).collect();
             let (order, batches) = batches(&lengths, tokens_at_once(self.classifier.encoder().device()));
             let mut scores = vec![0f32; documents.len()];
             for batch in batches {
                 let batch = &order[batch];
-                let ids: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].ids).copied().collect();
-                let types: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].type_ids).copied().collect();
-                let lengths: Vec<usize> = batch.iter().map(|pair| lengths[*pair]).collect();
-                let token_types = (self.tokens.types && types.iter().any(|t| *t != 0)).then_some(types.as_slice());
-                let logits = self.classifier.logits(&Texts { ids: &ids, lengths: &lengths, token_types })?;
-                for (pair, logit) in batch.iter().zip(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?) {
+                let logits = finite(batch, |pairs| self.logits(&encoded, pairs))?;
+                for (pair, logit) in batch.iter().zip(logits) {
                     scores[*pair] = match self.activation {
                         Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
                         Activation::Identity => logit,
@@ -105,6 +107,16 @@ impl CrossEncoder {
             }
             Ok(scores)
         })
+    }
+
+    /// The scores of a batch of pairs, before the activation.
+    fn logits(&self, encoded: &[Encoded], batch: &[usize]) -> Result<Vec<f32>> {
+        let ids: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].ids).copied().collect();
+        let types: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].type_ids).copied().collect();
+        let lengths: Vec<usize> = batch.iter().map(|pair| encoded[*pair].ids.len()).collect();
+        let token_types = (self.tokens.types && types.iter().any(|t| *t != 0)).then_some(types.as_slice());
+        let logits = self.classifier.logits(&Texts { ids: &ids, lengths: &lengths, token_types })?;
+        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 
     /// The `top_k` documents that fit the query best, the best first; of equal ones in their order.

@@ -20,8 +20,8 @@ impl Directory {
 
     /// A folder of it, which need not be there; the empty name is the directory itself.
     pub(crate) fn folder(&self, name: &str) -> Self {
-        let name = name.trim_matches('/');
-        let folder = if name.is_empty() { self.folder.clone() } else { format!("{}{name}/", self.folder) };
+        let parts = name.split('/').filter(|part| !matches!(*part, "" | "."));
+        let folder = parts.fold(self.folder.clone(), |folder, part| folder + part + "/");
         Self { dir: self.dir.clone(), folder }
     }
 
@@ -99,6 +99,15 @@ impl Object {
         let Some(found) = self.get(field) else { return Ok(None) };
         let size = found.as_u64().filter(|n| (1..=1 << 30).contains(n)).map(|n| n as usize);
         size.map(Some).ok_or_else(|| self.wrong(field, found, "a whole number of at least 1"))
+    }
+
+    /// The object of a field; an empty one where the field is missing.
+    pub(crate) fn object(&self, field: &str) -> Result<Self> {
+        match self.get(field) {
+            None => Ok(Self { file: self.file.clone(), map: Map::new() }),
+            Some(Value::Object(map)) => Ok(Self { file: self.file.clone(), map: map.clone() }),
+            Some(found) => Err(self.wrong(field, found, "an object")),
+        }
     }
 
     pub(crate) fn wrong(&self, field: &str, found: &Value, expected: &str) -> Error {

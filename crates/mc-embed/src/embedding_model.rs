@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{batches, tokens_at_once},
+    batches::{batches, finite, tokens_at_once},
     directory::Directory,
     known::EmbeddingModelType,
     modules::{Recipe, Step, normalized},
@@ -105,15 +105,15 @@ impl EmbeddingModel {
         let directory = Directory::new(dir.clone());
         let mut recipe = Recipe::read(&directory)?;
         if recipe.prompts.iter().all(|(_, prompt)| prompt.is_empty())
-            && let Some(known) = EmbeddingModelType::from_id(dir.name())
+            && let Some(known) = EmbeddingModelType::of_dir(dir).map(EmbeddingModelType::prompts)
+            && !known.is_empty()
         {
-            let prompts = known.prompts().iter().map(|(name, prompt)| ((*name).into(), (*prompt).into()));
-            recipe.prompts.extend(prompts);
+            recipe.prompts = known.iter().map(|(name, prompt)| ((*name).into(), (*prompt).into())).collect();
         }
         let transformer = recipe.transformer.dir()?;
         let encoder = loader.load_encoder_dir(&transformer)?;
         let files = Directory::new(transformer);
-        let tokens = Tokens::read(&files, recipe.max_seq_length, encoder.max_tokens(), recipe.lower_case)?;
+        let tokens = Tokens::read(&files, recipe.reading, &*encoder)?;
         let model = Self { name: dir.name().into(), encoder, tokens, width: 0, recipe };
         let width = model.recipe.pooling.modes.len() * model.encoder.hidden_size();
         let width = model.recipe.steps.iter().try_fold(width, |width, step| step.width(width))?;
@@ -183,7 +183,7 @@ impl EmbeddingModel {
     /// texts give `(0, dimensions)`.
     ///
     /// # Errors
-    /// If a text cannot be tokenized, or a computation fails.
+    /// If a text cannot be tokenized, its vector is not finite, or a computation fails.
     pub fn encode<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Tensor> {
         self.encode_behind(texts, Prompt::Default)
     }
@@ -219,7 +219,8 @@ impl EmbeddingModel {
     /// A text's vector does not depend on the other texts.
     ///
     /// # Errors
-    /// If the model has no such prompt or not so many dimensions, a text cannot be tokenized, or a computation fails.
+    /// If the model has no such prompt or not so many dimensions, a text cannot be tokenized, its vector is not finite, or a
+    /// computation fails.
     pub fn encode_with<S: AsRef<str> + Sync>(
         &self,
         texts: &[S],
@@ -242,7 +243,7 @@ impl EmbeddingModel {
             for batch in batches {
                 let end = batch.end;
                 let batch = &order[batch];
-                let rows = self.vectors(&encoded, batch, prompt, width)?;
+                let rows = finite(batch, |texts| self.vectors(&encoded, texts, prompt, width))?;
                 for (text, row) in batch.iter().zip(rows.chunks_exact(width)) {
                     vectors[text * width..(text + 1) * width].copy_from_slice(row);
                 }
@@ -273,7 +274,11 @@ impl EmbeddingModel {
         Ok(x.flatten_all()?.to_vec1()?)
     }
 
-    fn prompt<'a>(&'a self, prompt: Prompt<'a>) -> Result<&'a str> {
+    /// What stands before each text; empty where the model has no such prompt for queries or documents.
+    ///
+    /// # Errors
+    /// If a prompt is asked for by a name that the model does not have.
+    pub fn prompt<'a>(&'a self, prompt: Prompt<'a>) -> Result<&'a str> {
         let find = |name: &str| self.prompts().find(|(known, _)| *known == name).map(|(_, prompt)| prompt);
         let missing = |name: &str| {
             let known = self.prompts().map(|(name, _)| name.to_string()).collect();

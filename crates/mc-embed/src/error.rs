@@ -30,6 +30,22 @@ pub enum Error {
         /// What there is.
         width: usize,
     },
+    /// A token that the model has no row for.
+    #[error("text {text}: token id {id} is not below the model's vocabulary of {vocab_size}")]
+    TokenId {
+        /// Which text, from 0.
+        text: usize,
+        /// The token.
+        id: u32,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
+    /// A text of which the model makes no numbers.
+    #[error("text {text}: what the model makes of it is not finite")]
+    NotFinite {
+        /// Which text, or which document of a query, from 0.
+        text: usize,
+    },
     /// Tokenizer files that cannot be read, or a text that cannot be tokenized.
     #[error(transparent)]
     Text(#[from] mc_text::Error),
@@ -52,6 +68,8 @@ impl Error {
             Self::Prompt { known, .. } if known.is_empty() => Some("it has none; leave the name out".into()),
             Self::Prompt { known, .. } => Some(format!("it has {}", known.join(", "))),
             Self::Dimensions { width, .. } => Some(format!("ask for 1 to {width}")),
+            Self::TokenId { .. } => Some("the tokenizer is of another model, or one of the two was changed".into()),
+            Self::NotFinite { .. } => Some("its weights may be damaged; or try it in f32".into()),
             Self::Text(e) => e.hint(),
             Self::Checkpoint(e) => e.hint(),
             Self::Model(e) => e.hint(),

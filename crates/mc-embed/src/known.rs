@@ -1,5 +1,6 @@
 //! Embedding models by name. Each is of an architecture and a pooling that are held against sentence-transformers.
 
+use mc_checkpoint::ModelDir;
 use std::path::{Path, PathBuf};
 
 /// An embedding model on the hub that is known to work.
@@ -26,6 +27,9 @@ pub enum EmbeddingModelType {
     AllMpnetBaseV2,
     /// `sentence-transformers/multi-qa-distilbert-cos-v1`: English, 768 dimensions.
     MultiQaDistilbertCosV1,
+    /// `BAAI/bge-m3`, its dense vectors: 100 languages, 1024 dimensions. Where the hub has its weights in pytorch's own format
+    /// alone, convert them to safetensors and open the directory.
+    BgeM3,
     /// `BAAI/bge-small-en-v1.5`: English, 384 dimensions.
     BgeSmallEnV15,
     /// `BAAI/bge-base-en-v1.5`: English, 768 dimensions.
@@ -44,7 +48,7 @@ pub enum EmbeddingModelType {
     Qwen3Embedding06B,
 }
 
-const ALL: [(EmbeddingModelType, &str); 18] = {
+const ALL: [(EmbeddingModelType, &str); 19] = {
     use EmbeddingModelType as T;
     [
         (T::E5SmallV2, "intfloat/e5-small-v2"),
@@ -57,6 +61,7 @@ const ALL: [(EmbeddingModelType, &str); 18] = {
         (T::AllMiniLmL12V2, "sentence-transformers/all-MiniLM-L12-v2"),
         (T::AllMpnetBaseV2, "sentence-transformers/all-mpnet-base-v2"),
         (T::MultiQaDistilbertCosV1, "sentence-transformers/multi-qa-distilbert-cos-v1"),
+        (T::BgeM3, "BAAI/bge-m3"),
         (T::BgeSmallEnV15, "BAAI/bge-small-en-v1.5"),
         (T::BgeBaseEnV15, "BAAI/bge-base-en-v1.5"),
         (T::BgeLargeEnV15, "BAAI/bge-large-en-v1.5"),
@@ -82,6 +87,22 @@ impl EmbeddingModelType {
     /// The model of this id, in any case of its letters.
     pub fn from_id(id: &str) -> Option<Self> {
         ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(id)).map(|(model, _)| model)
+    }
+
+    /// The model that a directory is of by its name: the id that it was opened by, or the name of a folder that ends in the
+    /// last part of an id, as `models/e5-small-v2`, `models--intfloat--e5-small-v2/snapshots/…`.
+    pub(crate) fn of_dir(dir: &ModelDir) -> Option<Self> {
+        let named = |path: &Path| {
+            let folder = path.file_name()?.to_str()?.to_lowercase();
+            let is = |id: &str| {
+                let name = id.rsplit('/').next().unwrap_or(id).to_lowercase();
+                let before = folder.strip_suffix(&name);
+                before.is_some_and(|before| !before.ends_with(char::is_alphanumeric))
+            };
+            ALL.into_iter().find(|(_, id)| is(id)).map(|(model, _)| model)
+        };
+        let snapshot = |path: &Path| path.parent().filter(|p| p.ends_with("snapshots"))?.parent().and_then(named);
+        Self::from_id(dir.name()).or_else(|| dir.path().and_then(|path| named(path).or_else(|| snapshot(path))))
     }
 
     /// The prompts that the model was trained with and its directory does not name.
@@ -122,6 +143,65 @@ from_name!(&str, String, &Path, PathBuf, &PathBuf, &String);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The architecture and the pooling of each, by the golden model that has them.
+    fn golden(model: EmbeddingModelType) -> &'static str {
+        use EmbeddingModelType as T;
+        match model {
+            T::E5SmallV2
+            | T::E5BaseV2
+            | T::E5LargeV2
+            | T::MultilingualE5Small
+            | T::AllMiniLmL6V2
+            | T::AllMiniLmL12V2
+            | T::GteSmall
+            | T::GteBase => "bert, mean",
+            T::BgeSmallEnV15 | T::BgeBaseEnV15 | T::BgeLargeEnV15 => "bert, cls",
+            T::MultilingualE5Base | T::MultilingualE5Large => "xlm-roberta, mean",
+            T::BgeM3 => "xlm-roberta, cls",
+            T::AllMpnetBaseV2 => "mpnet, mean",
+            T::MultiQaDistilbertCosV1 => "distilbert, mean",
+            T::GteModernBertBase => "modernbert, cls",
+            T::ModernBertEmbedBase => "modernbert, mean",
+            T::Qwen3Embedding06B => "qwen3, lasttoken",
+        }
+    }
+
+    #[test]
+    fn every_model_is_of_a_kind_that_is_held_to_golden_files() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+        let described: Vec<String> = std::fs::read_dir(goldens)
+            .unwrap()
+            .map(|entry| crate::EmbeddingModel::from_pretrained(entry.unwrap().path(), candle_core::Device::Cpu))
+            .map(|model| model.unwrap().describe())
+            .collect();
+        for model in EmbeddingModelType::all() {
+            let kind = format!(": {} pooling", golden(model));
+            assert!(described.iter().any(|golden| golden.contains(&kind)), "{model:?}: {kind} of {described:#?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_known_by_its_name() {
+        use EmbeddingModelType::{E5SmallV2, MultilingualE5Base};
+        let root = tempfile::tempdir().unwrap();
+        for (path, name, expected) in [
+            ("e5-small-v2", None, Some(E5SmallV2)),
+            ("our_E5-small-v2/", None, Some(E5SmallV2)),
+            ("models--intfloat--multilingual-e5-base/snapshots/0a1b", None, Some(MultilingualE5Base)),
+            ("0a1b", Some("intfloat/e5-small-v2"), Some(E5SmallV2)),
+            ("e5-small-v2/minilm", None, None),
+            ("note5-small-v2", None, None),
+            ("multilingual-e5-base-instruct", None, None),
+        ] {
+            let dir = root.path().join(path);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("config.json"), "{}").unwrap();
+            let dir = ModelDir::open(dir).unwrap();
+            let dir = name.map_or(dir.clone(), |name: &str| dir.with_name(name));
+            assert_eq!(EmbeddingModelType::of_dir(&dir), expected, "{path}");
+        }
+    }
 
     #[test]
     fn every_model_has_one_id() {

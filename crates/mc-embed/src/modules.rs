@@ -5,10 +5,12 @@ use crate::{
     Error, Result,
     directory::{Directory, Object},
     pooling::{Pooling, PoolingMode},
+    tokens::cut_side,
 };
 use candle_core::{D, DType, Device, Tensor};
 use mc_backend::{Weight, ops};
 use mc_checkpoint::{SafeTensors, WeightSource};
+use mc_text::CutSide;
 use serde_json::Value;
 
 /// What a directory says.
@@ -18,13 +20,22 @@ pub(crate) struct Recipe {
     pub(crate) transformer: Directory,
     /// Whether there was no `modules.json`.
     pub(crate) bare: bool,
-    pub(crate) max_seq_length: Option<usize>,
-    pub(crate) lower_case: bool,
+    pub(crate) reading: Reading,
     pub(crate) pooling: Pooling,
     pub(crate) steps: Vec<Step>,
     /// By name, in the order of the file.
     pub(crate) prompts: Vec<(String, String)>,
     pub(crate) default_prompt: Option<String>,
+}
+
+/// What `sentence_bert_config.json` says of how texts are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reading {
+    /// Tokens of a text at most.
+    pub(crate) limit: Option<usize>,
+    pub(crate) lower_case: bool,
+    /// Where a text is cut, if not as the tokenizer's own file says.
+    pub(crate) side: Option<CutSide>,
 }
 
 /// What is done to vectors of texts.
@@ -43,15 +54,19 @@ impl Recipe {
         let mut recipe = Self {
             transformer: directory.clone(),
             bare: true,
-            max_seq_length: None,
-            lower_case: false,
+            reading: Reading::default(),
             pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
             steps: vec![],
             prompts: vec![],
             default_prompt: None,
         };
         recipe.read_settings(directory)?;
-        let Some(modules) = directory.value(MODULES)? else { return Ok(recipe) };
+        let Some(modules) = directory.value(MODULES)? else {
+            if is_causal(directory)? {
+                recipe.pooling.modes = vec![PoolingMode::LastToken];
+            }
+            return Ok(recipe);
+        };
         recipe.bare = false;
         let wrong = |what: &str| directory.error(MODULES, what, None);
         let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules")) };
@@ -59,11 +74,15 @@ impl Recipe {
         for (at, module) in modules.iter().enumerate() {
             let text = |field: &str| module.get(field).and_then(Value::as_str);
             let Some(kind) = text("type") else { return Err(wrong(&format!("module {at} has no `type`"))) };
-            let folder = directory.folder(text("path").unwrap_or_default());
+            let Some(path) = text("path") else {
+                let hint = "it is the folder of the module, empty for the directory itself";
+                return Err(directory.error(MODULES, &format!("module {at} has no `path`"), Some(hint)));
+            };
+            let folder = directory.folder(path);
             match kind.rsplit('.').next().unwrap_or(kind) {
                 "Transformer" if at == 0 => {
+                    recipe.reading = Reading::read(&folder)?;
                     recipe.transformer = folder;
-                    recipe.read_lengths()?;
                 }
                 "Pooling" if at == 1 => {
                     recipe.pooling = read_pooling(&folder)?;
@@ -90,18 +109,6 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// `sentence_bert_config.json`, which is called after other architectures too.
-    fn read_lengths(&mut self) -> Result<()> {
-        for name in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
-            if let Some(config) = self.transformer.json(&format!("sentence_{name}_config.json"))? {
-                self.max_seq_length = config.size("max_seq_length")?;
-                self.lower_case = config.flag("do_lower_case", false)?;
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// `config_sentence_transformers.json`.
     fn read_settings(&mut self, directory: &Directory) -> Result<()> {
         const FILE: &str = "config_sentence_transformers.json";
@@ -126,6 +133,42 @@ impl Recipe {
             _ => Ok(()),
         }
     }
+}
+
+impl Reading {
+    /// The file is called after other architectures too.
+    fn read(folder: &Directory) -> Result<Self> {
+        for name in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
+            if let Some(config) = folder.json(&format!("sentence_{name}_config.json"))? {
+                return Self::of(&config);
+            }
+        }
+        Ok(Self::default())
+    }
+
+    fn of(config: &Object) -> Result<Self> {
+        // Arguments of a tokenizer, by their name of today and of before; they go over its own file.
+        let mut arguments = config.object("processor_kwargs")?;
+        arguments.map.extend(config.object("tokenizer_args")?.map);
+        // Where a batch is padded, and how files are found, changes no vector.
+        let known = ["model_max_length", "truncation_side", "padding_side", "use_fast", "trust_remote_code"];
+        if let Some((name, found)) = arguments.map.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            return Err(config.wrong(&format!("processor_kwargs.{name}"), found, "nothing: it is not supported"));
+        }
+        if let Some((name, found)) = config.object("processing_kwargs")?.map.iter().next() {
+            return Err(config.wrong(&format!("processing_kwargs.{name}"), found, "nothing: it is not supported"));
+        }
+        let side = arguments.text("truncation_side").map(cut_side);
+        let limit = arguments.size("model_max_length")?.or(config.size("max_seq_length")?);
+        Ok(Self { limit, lower_case: config.flag("do_lower_case", false)?, side })
+    }
+}
+
+/// Whether a bare directory holds a decoder that generates; sentence-transformers takes the last token of those.
+fn is_causal(directory: &Directory) -> Result<bool> {
+    let Some(config) = directory.json("config.json")? else { return Ok(false) };
+    let architecture = config.map.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+    Ok(architecture.is_some_and(|name| name.ends_with("ForCausalLM")) && config.flag("is_causal", true)?)
 }
 
 fn read_config(folder: &Directory) -> Result<Object> {
@@ -198,15 +241,17 @@ impl Dense {
         let activation = match config.text("activation_function") {
             // What sentence-transformers takes where nothing is said.
             None => DenseActivation::Tanh,
-            Some(path) => match path.rsplit('.').next().unwrap_or(path) {
-                "Identity" => DenseActivation::Identity,
-                "Tanh" => DenseActivation::Tanh,
-                "ReLU" => DenseActivation::Relu,
-                "GELU" => DenseActivation::Gelu,
-                "Sigmoid" => DenseActivation::Sigmoid,
+            // Of other programs' activations sentence-transformers makes a tanh, with a warning.
+            Some(path) => match path.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next()) {
+                Some("Identity") => DenseActivation::Identity,
+                Some("Tanh") => DenseActivation::Tanh,
+                Some("ReLU") => DenseActivation::Relu,
+                Some("GELU") => DenseActivation::Gelu,
+                Some("Sigmoid") => DenseActivation::Sigmoid,
                 _ => {
-                    let found = Value::String(path.into());
-                    return Err(config.wrong("activation_function", &found, "Identity, Tanh, ReLU, GELU or Sigmoid"));
+                    let (found, expected) =
+                        (Value::String(path.into()), "Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn");
+                    return Err(config.wrong("activation_function", &found, expected));
                 }
             },
         };

@@ -1,9 +1,11 @@
 //! Texts as a model reads them: tokenized, cut to what it can read. Knows no tensors.
 
 use crate::{
-    Result,
+    Error, Result,
     directory::{Directory, Object},
+    modules::Reading,
 };
+use mc_models::Encoder;
 use mc_text::{CutSide, Encoded, Tokenizer};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -15,47 +17,59 @@ pub(crate) struct Tokens {
     /// Tokens of a text at most, special ones included.
     pub(crate) limit: usize,
     side: CutSide,
+    /// Ids are below it.
+    vocab_size: usize,
     /// Whether the model is told which part of a pair a token is of.
     pub(crate) types: bool,
 }
 
 impl Tokens {
-    /// The tokenizer of a model's directory. A text has `asked` tokens at most, or what the tokenizer's file says, and never
-    /// more than `most`, which is what the model can read.
-    pub(crate) fn read(directory: &Directory, asked: Option<usize>, most: usize, lower_case: bool) -> Result<Self> {
+    /// The tokenizer of a model's directory. A text has as many tokens at most as `reading` says, or the tokenizer's file,
+    /// and never more than the encoder can read.
+    pub(crate) fn read(directory: &Directory, reading: Reading, encoder: &dyn Encoder) -> Result<Self> {
         let mut tokenizer = Tokenizer::load(directory.path()?)?;
-        if lower_case {
+        if reading.lower_case {
             tokenizer = tokenizer.lower_cased()?;
         }
         let config = directory.json("tokenizer_config.json")?;
         // Where there is no limit, transformers writes 10^30.
         let written = config.as_ref().and_then(|c| c.number("model_max_length")).map(|n| n as usize);
-        let side = match config.as_ref().and_then(|c| c.text("truncation_side")) {
-            Some("left") => CutSide::Start,
-            _ => CutSide::End,
-        };
+        let written_side = config.as_ref().and_then(|c| c.text("truncation_side")).map(cut_side);
+        let side = reading.side.or(written_side).unwrap_or_default();
         let types = config.as_ref().is_none_or(gives_types);
-        let limit = asked.or(written).unwrap_or(most).min(most);
-        Ok(Self { tokenizer, limit, side, types })
+        let limit = reading.limit.or(written).unwrap_or(usize::MAX).min(encoder.max_tokens());
+        if limit <= tokenizer.encode_within("", None, usize::MAX, side)?.ids.len() {
+            let problem = format!("texts may have {limit} tokens, which leaves none beside the special ones");
+            let hint =
+                "see `model_max_length` there, and `max_seq_length` in sentence_bert_config.json if there is one";
+            return Err(directory.error("tokenizer_config.json", &problem, Some(hint)));
+        }
+        Ok(Self { tokenizer, limit, side, vocab_size: encoder.vocab_size(), types })
     }
 
     /// Each text, behind a prompt.
     pub(crate) fn of_texts<S: AsRef<str> + Sync>(&self, texts: &[S], prompt: &str) -> Result<Vec<Encoded>> {
-        let one = |text: &S| {
-            let encoded = if prompt.is_empty() {
-                self.tokenizer.encode_within(text.as_ref(), None, self.limit, self.side)
-            } else {
-                self.tokenizer.encode_within(&format!("{prompt}{}", text.as_ref()), None, self.limit, self.side)
-            };
-            Ok(encoded?)
+        let one = |(i, text): (usize, &S)| {
+            if prompt.is_empty() {
+                return self.one(i, text.as_ref(), None);
+            }
+            self.one(i, &format!("{prompt}{}", text.as_ref()), None)
         };
-        texts.par_iter().map(one).collect()
+        texts.par_iter().enumerate().map(one).collect()
     }
 
     /// One text with each of the others.
     pub(crate) fn of_pairs<S: AsRef<str> + Sync>(&self, first: &str, second: &[S]) -> Result<Vec<Encoded>> {
-        let pair = |s: &S| Ok(self.tokenizer.encode_within(first, Some(s.as_ref()), self.limit, self.side)?);
-        second.par_iter().map(pair).collect()
+        second.par_iter().enumerate().map(|(i, text)| self.one(i, first, Some(text.as_ref()))).collect()
+    }
+
+    /// The text or the pair at this index.
+    fn one(&self, index: usize, text: &str, pair: Option<&str>) -> Result<Encoded> {
+        let encoded = self.tokenizer.encode_within(text, pair, self.limit, self.side)?;
+        match encoded.ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            Some(id) => Err(Error::TokenId { text: index, id: *id, vocab_size: self.vocab_size }),
+            None => Ok(encoded),
+        }
     }
 
     /// How many tokens a text has behind a prompt, special ones and those beyond the limit counted.
@@ -72,6 +86,11 @@ impl Tokens {
         let closes = ids.last().is_some_and(|id| self.tokenizer.is_special(*id));
         Ok(ids.len() - usize::from(closes))
     }
+}
+
+/// What `truncation_side` means.
+pub(crate) fn cut_side(name: &str) -> CutSide {
+    if name == "left" { CutSide::Start } else { CutSide::End }
 }
 
 /// Whether a tokenizer tells which part of a pair a token is of: it says so, or its class does, of which those without a

@@ -119,6 +119,62 @@ fn dimensions_and_prompts_that_there_are_not() -> Result<()> {
     Ok(())
 }
 
+/// E5's directories name no prompts, and what sentence-transformers writes then are empty ones.
+#[test]
+fn prompts_of_a_known_model() -> Result<()> {
+    let copy = Copy::of("models/bert-bare")?;
+    let settings = "config_sentence_transformers.json";
+    for prompts in [Value::Null, json!({"query": "", "document": ""})] {
+        copy.write(settings, &json!({"prompts": prompts}))?;
+        let dir = ModelDir::open(copy.0.path())?.with_name("intfloat/e5-small-v2");
+        let model = EmbeddingModel::from_dir(&dir, &ModelLoader::new())?;
+        let same = |found: candle_core::Tensor, text: &str| -> Result<()> {
+            let expected = copy.load()?.encode(&[text])?;
+            assert_close(text, &found, &expected, Tolerance::absolute(0.0));
+            Ok(())
+        };
+        same(model.encode_query(&["bread"])?, "query: bread")?;
+        same(model.encode_document(&["bread"])?, "passage: bread")?;
+        same(model.encode(&["bread"])?, "bread")?;
+        assert_eq!(model.prompt(Prompt::Query)?, "query: ");
+        assert_eq!(copy.load()?.prompt(Prompt::Query)?, "", "another model has none");
+    }
+    // What a directory says of itself goes first.
+    copy.write(settings, &json!({"prompts": {"query": "find: "}}))?;
+    let dir = ModelDir::open(copy.0.path())?.with_name("intfloat/e5-small-v2");
+    let model = EmbeddingModel::from_dir(&dir, &ModelLoader::new())?;
+    assert_eq!((model.prompt(Prompt::Query)?, model.prompt(Prompt::Document)?), ("find: ", ""));
+    Ok(())
+}
+
+/// Weights that are no numbers make no vectors and no scores.
+#[test]
+fn what_is_not_finite() -> Result<()> {
+    let spoil = |copy: &Copy, table: &str, row: usize| -> Result<()> {
+        let path = copy.0.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?;
+        let mut rows = tensors[table].to_vec2::<f32>()?;
+        rows[row].fill(f32::NAN);
+        tensors.insert(table.into(), candle_core::Tensor::new(rows, &candle_core::Device::Cpu)?);
+        Ok(candle_core::safetensors::save(&tensors, path)?)
+    };
+    // The row of the fifth special token, [MASK].
+    let copy = Copy::of("models/bert-mean")?;
+    spoil(&copy, "embeddings.word_embeddings.weight", 4)?;
+    let (model, texts) = (copy.load()?, ["bread", "a longer text than the others", "[MASK]", "river"]);
+    let message = "text 2: what the model makes of it is not finite";
+    check_error(model.encode(&texts), message, Some("its weights may be damaged"));
+    check_error(model.encode_query(&texts), message, None);
+    assert_eq!(model.encode(&texts[..2])?.dims(), [2, 20]);
+    let copy = Copy::of("cross/bert")?;
+    spoil(&copy, "bert.embeddings.word_embeddings.weight", 4)?;
+    let model = CrossEncoder::load(copy.0.path(), &ModelLoader::new())?;
+    check_error(model.score("bread", &texts), message, Some("its weights may be damaged"));
+    check_error(model.rank("bread", &texts, 1), message, None);
+    assert_eq!(model.rank("bread", &texts[..2], 1)?.len(), 1);
+    Ok(())
+}
+
 #[test]
 fn modules_that_make_no_sense() -> Result<()> {
     let copy = Copy::of("models/bert-mean")?;
@@ -127,6 +183,11 @@ fn modules_that_make_no_sense() -> Result<()> {
     for (modules, message) in [
         (json!({}), "modules.json: is not a list of modules"),
         (json!([{"path": ""}]), "modules.json: module 0 has no `type`"),
+        (json!([transformer, {"type": "Pooling"}]), "modules.json: module 1 has no `path`"),
+        (json!([transformer, {"type": "Pooling", "path": null}]), "modules.json: module 1 has no `path`"),
+        (json!([transformer, {"type": "Pooling", "path": 5}]), "modules.json: module 1 has no `path`"),
+        (json!([{"type": "Transformer", "path": "0_Transformer"}, pooling]), "0_Transformer/: no such directory"),
+        (json!([{"type": "Transformer", "path": "../outside"}, pooling]), "is outside the directory"),
         (json!([transformer]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
         (json!([]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
         (json!([pooling, transformer]), "`a.b.Pooling` is module 0, where it has no meaning"),
@@ -139,6 +200,12 @@ fn modules_that_make_no_sense() -> Result<()> {
         copy.write("modules.json", &modules)?;
         copy.check(message, None);
     }
+    // A folder has more than one name.
+    let expected = Copy::of("models/bert-mean")?.load()?.encode(&["bread"])?;
+    let (here, below) =
+        (json!({"type": "Transformer", "path": "."}), json!({"type": "Pooling", "path": "./1_Pooling/"}));
+    copy.write("modules.json", &json!([here, below, {"type": "Normalize", "path": "2"}]))?;
+    assert_close("./", &copy.load()?.encode(&["bread"])?, &expected, Tolerance::absolute(0.0));
     // What needs no folder needs none, and what only trains does nothing.
     let dropout = json!({"type": "Dropout", "path": "3"});
     copy.write("modules.json", &json!([transformer, pooling, dropout, {"type": "Normalize", "path": "7"}]))?;
@@ -178,9 +245,11 @@ fn a_wrong_projection() -> Result<()> {
         copy.set(file, field, &value)?;
         Ok(copy)
     };
-    let expected = "expected Identity, Tanh, ReLU, GELU or Sigmoid";
-    changed("activation_function", json!("my.Swish"))?
-        .check(&format!("`activation_function` is \"my.Swish\", {expected}"), None);
+    for activation in ["torch.nn.modules.activation.SiLU", "torch.nn.functional.relu", "my.code.GELU", "GELU"] {
+        let expected = "expected Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn";
+        changed("activation_function", json!(activation))?
+            .check(&format!("`activation_function` is \"{activation}\", {expected}"), None);
+    }
     changed("use_residual", json!(true))?.check("expected false: a sum with its input is not supported", None);
     changed("module_input_name", json!("token_embeddings"))?
         .check("`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"", None);
@@ -213,6 +282,30 @@ fn wrong_settings() -> Result<()> {
     copy.write(settings, &json!({}))?;
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 0}))?;
     copy.check("`max_seq_length` is 0, expected a whole number of at least 1", None);
+    // Arguments of a tokenizer go over its file; those that change texts in other ways are refused.
+    let arguments = json!({"processor_kwargs": {"model_max_length": 9}, "max_seq_length": 30});
+    copy.write("sentence_bert_config.json", &arguments)?;
+    assert_eq!(copy.load()?.max_tokens(), 9);
+    copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"do_lower_case": true}}))?;
+    copy.check("`processor_kwargs.do_lower_case` is true, expected nothing: it is not supported", None);
+    copy.write("sentence_bert_config.json", &json!({"processing_kwargs": {"text": {}}}))?;
+    copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
+    copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;
+    copy.check("`tokenizer_args` is 3, expected an object", None);
+    // Nothing is left of a text beside two special tokens.
+    for limit in [1, 2] {
+        copy.write("sentence_bert_config.json", &json!({"max_seq_length": limit}))?;
+        let message = format!("texts may have {limit} tokens, which leaves none beside the special ones");
+        copy.check(&message, Some("see `model_max_length` there, and `max_seq_length`"));
+    }
+    copy.write("sentence_bert_config.json", &json!({"max_seq_length": 3}))?;
+    assert_eq!(copy.load()?.max_tokens(), 3);
+    copy.write("sentence_bert_config.json", &json!({}))?;
+    for limit in [json!(-3), json!(0), json!(1)] {
+        copy.set("tokenizer_config.json", "model_max_length", &limit)?;
+        copy.check("tokens, which leaves none beside the special ones", None);
+    }
+    copy.set("tokenizer_config.json", "model_max_length", &json!(1e30))?;
     // More than there are positions is as many as there are.
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 5000}))?;
     assert_eq!(copy.load()?.max_tokens(), 64);
@@ -229,8 +322,35 @@ fn ids_beyond_the_vocabulary() -> Result<()> {
     let from = Copy::of("models/modernbert-weighted")?;
     fs::copy(from.0.path().join("tokenizer.json"), copy.0.path().join("tokenizer.json"))?;
     let text = "mountain violin thunder yellow zebra";
-    let Err(error) = copy.load()?.encode(&[text]) else { panic!("an id was read beyond the table") };
-    assert!(error.to_string().contains("is not below the vocabulary of 150"), "{error}");
+    let Err(error) = copy.load()?.encode(&["", text]) else { panic!("an id was read beyond the table") };
+    let said = error.to_string();
+    assert!(said.starts_with("text 1: token id ") && said.ends_with("is not below the model's vocabulary of 150"));
+    assert_eq!(error.hint().as_deref(), Some("the tokenizer is of another model, or one of the two was changed"));
+    Ok(())
+}
+
+/// The file of lengths is called after several architectures.
+#[test]
+fn names_of_the_file_of_lengths() -> Result<()> {
+    for name in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
+        let copy = Copy::of("models/bert-mean")?;
+        fs::remove_file(copy.0.path().join("sentence_bert_config.json"))?;
+        copy.write(&format!("sentence_{name}_config.json"), &json!({"max_seq_length": 33}))?;
+        assert_eq!(copy.load()?.max_tokens(), 33, "{name}");
+    }
+    Ok(())
+}
+
+/// A bare decoder that sees what follows is another model than the one that is here.
+#[test]
+fn a_decoder_that_sees_what_follows() -> Result<()> {
+    let copy = Copy::of("models/llama-bare")?;
+    copy.set("config.json", "is_causal", &json!(false))?;
+    copy.check("`is_causal` is false: a decoder that sees what follows is not supported", None);
+    // Saved without what generates, its tokens are averaged, as sentence-transformers does it.
+    copy.set("config.json", "is_causal", &Value::Null)?;
+    copy.set("config.json", "architectures", &json!(["LlamaModel"]))?;
+    assert!(copy.load()?.describe().contains("llama, mean pooling (its directory names none)"));
     Ok(())
 }
 

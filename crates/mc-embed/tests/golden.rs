@@ -11,19 +11,25 @@ use std::{collections::HashMap, path::PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 18] = [
     "bert-mean",
     "bert-cls-dense",
     "bert-concat",
     "bert-sqrt",
     "bert-bare",
+    "bert-old",
+    "bert-dense",
     "mpnet-mean",
     "xlm-roberta-mean",
+    "xlm-roberta-cls",
     "roberta-cls",
     "distilbert-max",
+    "distilbert-folder",
     "modernbert-weighted",
     "modernbert-bias",
+    "modernbert-old",
     "qwen3-last",
+    "llama-bare",
 ];
 
 fn dir(name: &str) -> PathBuf {
@@ -107,7 +113,7 @@ fn prompts() -> Result<()> {
 #[test]
 fn vectors_by_composed_ops() -> Result<()> {
     let texts = texts();
-    for name in MODELS.into_iter().filter(|name| *name != "qwen3-last") {
+    for name in MODELS {
         let model = load(&format!("models/{name}"), DType::F32)?;
         let plain = model.encoder().plain(DType::F32)?;
         let model = model.with_encoder(plain);
@@ -171,6 +177,8 @@ fn what_a_model_says_of_itself() -> Result<()> {
         bare.ends_with(": bert, mean pooling (its directory names none); 20 dimensions, at most 64 tokens"),
         "{bare}"
     );
+    let decoder = describe("models/llama-bare")?;
+    assert!(decoder.contains(": llama, lasttoken pooling (its directory names none); 16 dimensions"), "{decoder}");
     let dense = describe("models/bert-cls-dense")?;
     assert!(dense.ends_with(": bert, cls pooling, dense, normalize; 13 dimensions, at most 50 tokens"), "{dense}");
     Ok(())
@@ -179,7 +187,7 @@ fn what_a_model_says_of_itself() -> Result<()> {
 #[test]
 fn reranking() -> Result<()> {
     let json = golden::json(dir("texts.json"));
-    for name in ["cross/bert", "cross/xlm-roberta", "cross/bert-identity"] {
+    for name in ["cross/bert", "cross/xlm-roberta", "cross/bert-identity", "cross/bert-saved"] {
         let model = CrossEncoder::load(dir(name), &ModelLoader::new().with_dtype(DType::F32))?;
         let expected = expected(name);
         for i in 0..2 {

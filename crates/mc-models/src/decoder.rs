@@ -9,7 +9,7 @@ use std::sync::Arc;
 const HEAD: &str = "lm_head.weight";
 
 /// A decoder-only transformer with its frozen weights.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Decoder {
     config: ModelConfig,
     device: Device,

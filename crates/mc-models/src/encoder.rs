@@ -1,6 +1,6 @@
 //! What an embedder sees of a model: texts in, a hidden state for each of their tokens out.
 
-use crate::{Model, Pass};
+use crate::{CausalLM, Decoder, Pass};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use mc_checkpoint::{Error as SourceError, WeightSource};
 use std::{fmt, ops::Range, sync::Arc};
@@ -69,7 +69,7 @@ pub trait Encoder: Send + Sync {
     /// CPU each op then takes its composed path, which is how tests see what such a device runs.
     ///
     /// # Errors
-    /// If the device has no memory for it, or the encoder is a decoder.
+    /// If the device has no memory for it.
     fn plain(&self, dtype: DType) -> Result<TextEncoder>;
 }
 
@@ -81,7 +81,7 @@ impl fmt::Debug for dyn Encoder {
 }
 
 /// A decoder whose hidden states are used: each token's knows the tokens before it.
-pub(crate) struct Causal(pub(crate) Model);
+pub(crate) struct Causal(pub(crate) Decoder);
 
 impl Encoder for Causal {
     fn model_type(&self) -> &str {
@@ -118,8 +118,8 @@ impl Encoder for Causal {
         self.0.hidden(texts.ids, (1, texts.ids.len()), &mut pass)?.squeeze(0)
     }
 
-    fn plain(&self, _: DType) -> Result<TextEncoder> {
-        bail!("a {} is made plain before it is shared", self.model_type())
+    fn plain(&self, dtype: DType) -> Result<TextEncoder> {
+        Ok(Arc::new(Self(self.0.clone().plain(dtype)?)))
     }
 }
 

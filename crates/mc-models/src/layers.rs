@@ -6,7 +6,7 @@ use mc_backend::ops::{self, Attention, FeedForward, Rope, SelfAttention, Side};
 use std::{ops::Range, sync::Arc};
 
 /// A block's frozen weights; names are those of the checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) index: usize,
     pub(crate) input_layernorm: Tensor,

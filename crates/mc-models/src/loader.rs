@@ -122,11 +122,16 @@ impl ModelLoader {
                 return Ok(Arc::new(ModernBert::load(config, weights, &self.device, self.dtype)?));
             }
             decoder if SUPPORTED.contains(&decoder) => {
+                if !fields.flag("is_causal", true)? {
+                    return Err(
+                        fields.error("is_causal", "is false: a decoder that sees what follows is not supported")
+                    );
+                }
                 let weights = Renamed::headless(weights);
                 let mut config = ModelConfig::read(dir)?;
                 // Nobody asks for logits, and the head may be left out.
                 config.tie_word_embeddings = Some(true);
-                return Ok(Arc::new(Causal(Arc::new(Decoder::load(config, &weights, &self.device, self.dtype)?))));
+                return Ok(Arc::new(Causal(Decoder::load(config, &weights, &self.device, self.dtype)?)));
             }
             _ => return Err(Error::Encoder { file, found }),
         };

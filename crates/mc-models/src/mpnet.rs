@@ -19,9 +19,11 @@ pub(crate) const NAMES: Names = Names {
 };
 
 pub(crate) fn configure(fields: &Fields, model_type: String) -> Result<Config> {
-    let buckets = fields.size("relative_attention_num_buckets", 4..=1_024)?.unwrap_or(32);
-    let config = Config { types: 0, buckets: Some(buckets), ..Config::bert(fields, model_type)? };
-    // The id of padding is written into the model itself.
+    let config = Config { types: 0, buckets: Some(32), ..Config::bert(fields, model_type)? };
+    // The number of buckets is written into the model itself, as is the id of padding (transformers, `modeling_mpnet.py`).
+    if let Some(other) = fields.size("relative_attention_num_buckets", 0..=1_024)?.filter(|n| *n != 32) {
+        return Err(fields.error("relative_attention_num_buckets", format!("is {other}, expected 32")));
+    }
     match fields.size("pad_token_id", 0..=10_000_000)? {
         None | Some(1) => config.after_padding(fields),
         Some(other) => Err(fields.error("pad_token_id", format!("is {other}, expected 1"))),

@@ -56,6 +56,7 @@ fn what_a_configuration_may_not_say() {
     );
     check("modernbert-bias", "num_attention_heads", &json!(8), "is 8: heads of 3 cannot turn in pairs");
     check("mpnet-mean", "pad_token_id", &json!(0), "`pad_token_id` is 0, expected 1");
+    check("mpnet-mean", "relative_attention_num_buckets", &json!(20), "is 20, expected 32");
     check("xlm-roberta-mean", "pad_token_id", &json!(81), "`pad_token_id` is 81, which leaves none of 82 positions");
     check("modernbert-weighted", "layer_types", &json!(["full_attention"]), "expected a list of 4");
     let quantized = "`quantization_config` is \"gptq\": quantized weights are not supported";

@@ -13,9 +13,11 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/search.rs",
     "crates/mc-backend/src/kernels/tile.rs",
+    "crates/mc-backend/src/kernels/transpose.rs",
     "crates/mc-backend/src/pool.rs",
     "crates/mc-checkpoint/src/safetensors.rs",
     "crates/mc-cli/src/main.rs",
+    "crates/mc-cli/src/memory.rs",
     "crates/mc-testkit/src/dispatches.rs",
 ];
 
@@ -64,7 +66,7 @@ pub(super) fn no_bwd_ops(file: &Rust) -> Vec<Violation> {
 
 /// Files that may ask for the system, though not for a device: the allocator and TLS of Apple's systems are their own.
 const SYSTEM_CFG_FILES: &[&str] =
-    &["benches/roofline.rs", "crates/mc-cli/src/main.rs", "crates/mc-checkpoint/src/hub/http.rs"];
+    &["benches/roofline.rs", "crates/mc-cli/src/memory.rs", "crates/mc-checkpoint/src/hub/http.rs"];
 
 /// No `cfg` on a device or a system outside mc-backend. (`unix` is about files and signals, and free.)
 pub(super) fn device_cfg(file: &Rust) -> Vec<Violation> {
@@ -201,7 +203,7 @@ mod tests {
         assert_eq!(lines_in("crates/mc-backend/src/device.rs", device_cfg, text), [0; 0]);
         let apple = "#[cfg(target_vendor = \"apple\")]\nfn a() {}\n#[cfg(feature = \"metal\")]\nfn b() {}";
         assert_eq!(lines(device_cfg, apple), [1, 3]);
-        assert_eq!(lines_in("crates/mc-cli/src/main.rs", device_cfg, apple), [3]);
+        assert_eq!(lines_in("crates/mc-cli/src/memory.rs", device_cfg, apple), [3]);
         assert_eq!(
             lines(device_cfg, "#[cfg(unix)]\nfn a() { b(\"feature = \\\"metal\\\"\") } // cfg(target_os)"),
             [0; 0]

@@ -9,7 +9,8 @@ use super::{
     operand::{Matrix, Panels, Part, Rows, round},
     scratch::Scratch,
     simd::{self, dot, exp, simd},
-    tile::{self, Arithmetic, LANES, Start},
+    tile::{Arithmetic, LANES, Start},
+    transpose,
 };
 use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
@@ -452,8 +453,8 @@ fn backward(
             right.multiply(d, left.left(), Start::Itself, (sum, s.keys));
         }
     }
-    tile::transpose_matrix(&dk_t, (d, s.keys), dk);
-    tile::transpose_matrix(&dv_t, (d, s.keys), dv);
+    transpose::transpose_matrix(&dk_t, (d, s.keys), dk);
+    transpose::transpose_matrix(&dv_t, (d, s.keys), dv);
 }
 
 /// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.

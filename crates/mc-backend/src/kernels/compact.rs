@@ -366,14 +366,20 @@ mod avx512 {
 
     use super::{BLOCK, BYTES};
 
+    /// # Safety
+    /// None is asked for.
     pub(super) unsafe fn elsewhere(_: u8, _: &[u16; BLOCK]) -> usize {
         0
     }
 
+    /// # Safety
+    /// None is asked for.
     pub(super) unsafe fn pack(_: u8, _: &[u16; BLOCK], _: &mut [u8; BYTES]) -> ([u8; BLOCK], usize) {
         ([0; BLOCK], 0)
     }
 
+    /// # Safety
+    /// None is asked for.
     pub(super) unsafe fn dot(_: u8, _: &[u8], _: usize, _: &[f32], _: &[f32]) -> f32 {
         0.0
     }

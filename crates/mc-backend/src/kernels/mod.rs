@@ -12,6 +12,7 @@ pub(crate) mod scratch;
 pub mod search;
 pub(crate) mod simd;
 pub(crate) mod tile;
+pub(crate) mod transpose;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use std::ops::Deref;

@@ -10,6 +10,7 @@ use super::{
     scratch::{Scratch, zeros},
     simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, ROWS, Start},
+    transpose,
 };
 use crate::weight::Elements;
 use half::bf16;
@@ -117,7 +118,7 @@ impl Rows {
             for (s, lines) in panel.chunks(LANES * LANES).enumerate() {
                 let (at, deep) = (s * LANES, lines.len() / LANES);
                 square.as_flattened_mut()[..lines.len()].copy_from_slice(lines);
-                tile::transpose(&mut square);
+                transpose::transpose(&mut square);
                 for (line, row) in square.iter().zip(rows.chunks_exact_mut(stride)).take(cols) {
                     row[at..at + deep].copy_from_slice(&line[..deep]);
                 }
@@ -400,7 +401,7 @@ fn transpose_panel<T: Element, const PER: usize>(
             }
         }
         for (square, to) in squares.iter_mut().zip(to.chunks_mut(LANES)) {
-            tile::transpose(square);
+            transpose::transpose(square);
             if width == LANES {
                 to.copy_from_slice(&square[..to.len()]);
             } else {

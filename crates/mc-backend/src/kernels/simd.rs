@@ -3,7 +3,7 @@
 //! Loops are written over fixed-size lanes, which the compiler turns into vector instructions of whatever width
 //! [`simd`] has enabled. Sums run over 16 partial sums that are added in a fixed order.
 
-use super::tile::{self, LANES};
+use super::{tile::LANES, transpose};
 use half::{bf16, f16};
 
 /// Runs `f` compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
@@ -31,10 +31,10 @@ pub(crate) trait Element: Copy + Send + Sync {
     fn fast_pairs(_: &[Self], _: usize, _: &mut [[u32; LANES]]) -> bool {
         false
     }
-    /// [`tile::columns`] where units of `PER` numbers are what lies in memory; whether it was done.
+    /// [`transpose::columns`] where units of `PER` numbers are what lies in memory; whether it was done.
     #[inline(always)]
     fn fast_columns<const PER: usize>(x: &[Self], stride: usize, to: &mut [[u32; LANES]]) -> bool {
-        PER == Self::OF_UNIT && tile::columns(x, stride, to)
+        PER == Self::OF_UNIT && transpose::columns(x, stride, to)
     }
 }
 impl Element for f32 {
@@ -42,7 +42,7 @@ impl Element for f32 {
     const OF_UNIT: usize = 1;
     #[inline(always)]
     fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-        tile::rounded_pairs(x, stride, pairs)
+        transpose::rounded_pairs(x, stride, pairs)
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -58,7 +58,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-        tile::pairs(x, stride, pairs)
+        transpose::pairs(x, stride, pairs)
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -169,7 +169,7 @@ pub(crate) fn dots<'a>(row: impl Fn(usize) -> &'a [f32], x: &[f32], out: &mut [f
             }
             *to = sum;
         }
-        tile::transpose(bytemuck::cast_mut(&mut sums));
+        transpose::transpose(bytemuck::cast_mut(&mut sums));
         let mut total = [0f32; LANES];
         for sum in sums {
             for i in 0..LANES {

@@ -9,7 +9,8 @@ use super::{
     operand::{Matrix, Panels, Part, Rows, round, widen},
     scratch::Scratch,
     simd,
-    tile::{self, Arithmetic, LANES, Start},
+    tile::{Arithmetic, LANES, Start},
+    transpose,
 };
 use crate::weight::Elements;
 use half::{bf16, f16};
@@ -344,7 +345,7 @@ proptest! {
     fn a_square_is_transposed(seed: u64) {
         let square: [[u32; LANES]; LANES] = from_fn(|i| from_fn(|j| mix(seed, i * LANES + j) as u32));
         let mut turned = square;
-        tile::transpose(&mut turned);
+        transpose::transpose(&mut turned);
         prop_assert!((0..LANES).all(|i| (0..LANES).all(|j| turned[i][j] == square[j][i])));
     }
 

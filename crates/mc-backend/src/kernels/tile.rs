@@ -14,7 +14,6 @@
 //! A tile goes through its depth at once, in order, so a number depends on its row and column alone, and not on how the
 //! work was cut. Only [`super::operand`] cuts the depth, of products that are deeper than the cache, by their depth alone.
 
-use half::bf16;
 use std::sync::LazyLock;
 
 /// Columns of a panel.
@@ -71,10 +70,17 @@ static ISA: LazyLock<Isa> = LazyLock::new(|| {
     Isa::Portable
 });
 
+/// Whether this CPU has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn has_avx512() -> bool {
+    *ISA == Isa::Avx512
+}
+
 /// Whether this CPU multiplies `bf16` in hardware.
 pub(crate) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has = *ISA == Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    let has = has_avx512() && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
     has
@@ -243,103 +249,6 @@ unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Plac
     }
 }
 
-/// Exchanges rows and columns.
-#[inline(always)]
-pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
-    #[cfg(target_arch = "x86_64")]
-    if *ISA == Isa::Avx512 {
-        // SAFETY: the CPU has AVX-512.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::transpose(square);
-        }
-        return;
-    }
-    let from = *square;
-    for (i, row) in square.iter_mut().enumerate() {
-        for (to, from) in row.iter_mut().zip(&from) {
-            *to = from[i];
-        }
-    }
-}
-
-/// The transpose of a dense matrix of `rows` × `cols`.
-pub(crate) fn transpose_matrix(x: &[f32], (rows, cols): (usize, usize), to: &mut [f32]) {
-    let mut square = [[0u32; LANES]; LANES];
-    for (i, j) in (0..rows).step_by(LANES).flat_map(|i| (0..cols).step_by(LANES).map(move |j| (i, j))) {
-        let (high, wide) = (LANES.min(rows - i), LANES.min(cols - j));
-        for (k, line) in square.iter_mut().enumerate().take(high) {
-            line[..wide].copy_from_slice(bytemuck::cast_slice(&x[(i + k) * cols + j..][..wide]));
-        }
-        transpose(&mut square);
-        for (k, line) in square.iter().enumerate().take(wide) {
-            to[(j + k) * rows + i..][..high].copy_from_slice(bytemuck::cast_slice(&line[..high]));
-        }
-    }
-}
-
-/// Sixteen rows of `x`, which lie `stride` elements apart, become columns: what lies in memory as unit l of row j goes to
-/// `to[l][j]`. Whole squares, so `to.len()` is a multiple of 16. Whether the CPU has a fast way, and so it is done.
-#[inline(always)]
-pub(crate) fn columns<T>(x: &[T], stride: usize, to: &mut [[u32; LANES]]) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if *ISA == Isa::Avx512 {
-        let width = to.len() * size_of::<u32>() / size_of::<T>();
-        assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
-        assert!(width == 0 || (LANES - 1) * stride + width <= x.len(), "rows of columns out of bounds");
-        // SAFETY: the CPU has AVX-512, and 16 rows of so many units are in bounds.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::columns(x.as_ptr().cast(), stride * size_of::<T>(), to);
-        }
-        return true;
-    }
-    let _ = (x, stride, to);
-    false
-}
-
-/// Pairs of 16 neighbouring columns: two rows of `x`, which lie `stride` apart, become one row of pairs, the first of the
-/// two in the low half. Whether the CPU has a fast way, and so it is done.
-#[inline(always)]
-pub(crate) fn pairs(x: &[bf16], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if *ISA == Isa::Avx512 {
-        check_rows(x.len(), stride, pairs.len());
-        // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::pairs(x, stride, pairs);
-        }
-        return true;
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, stride, pairs);
-    false
-}
-
-/// As [`pairs`], of numbers that are rounded to `bf16`.
-#[inline(always)]
-pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if *ISA == Isa::Avx512 {
-        check_rows(x.len(), stride, pairs.len());
-        // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::rounded_pairs(x, stride, pairs);
-        }
-        return true;
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, stride, pairs);
-    false
-}
-
-#[cfg(target_arch = "x86_64")]
-fn check_rows(len: usize, stride: usize, pairs: usize) {
-    assert!(pairs == 0 || stride > 0 && (2 * pairs - 1) * stride + LANES <= len, "rows of pairs out of bounds");
-}
-
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     //! The tiles in AVX-512. All functions are unsafe for the same reason: `Place` holds raw pointers.
@@ -395,114 +304,6 @@ mod avx512 {
     pub(super) unsafe fn f32(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
         unsafe { choose::<F32>(panels, size, p) }
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512; `x` has two rows of 16 for each of `pairs`.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn pairs(x: &[half::bf16], stride: usize, pairs: &mut [[u32; LANES]]) {
-        for (i, pairs) in pairs.iter_mut().enumerate() {
-            // SAFETY: 16 halves are 256 bits, and 16 pairs are 512.
-            unsafe {
-                let row = x.as_ptr().add(2 * i * stride);
-                let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.cast()));
-                let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.add(stride).cast()));
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)));
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`pairs`].
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) {
-        for (i, pairs) in pairs.iter_mut().enumerate() {
-            // SAFETY: 16 numbers are 512 bits.
-            unsafe {
-                let row = x.as_ptr().add(2 * i * stride);
-                let low = nearest(_mm512_loadu_si512(row.cast()));
-                let high = nearest(_mm512_loadu_si512(row.add(stride).cast()));
-                let both = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
-            }
-        }
-    }
-
-    /// The bits of each number rounded to `bf16`, in its upper half; the lower one is zero. As `Element::nearest`.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn nearest(bits: __m512i) -> __m512i {
-        let upper = _mm512_set1_epi32(-0x1_0000);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF_FFFF));
-        let nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F80_0000));
-        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-        _mm512_and_si512(_mm512_mask_blend_epi32(nan, rounded, quiet), upper)
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn transpose(square: &mut [[u32; LANES]; LANES]) {
-        let mut rows = [_mm512_setzero_si512(); LANES];
-        for (row, from) in rows.iter_mut().zip(&*square) {
-            // SAFETY: a row is one vector.
-            *row = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
-        }
-        for (row, to) in exchange(rows).iter().zip(square) {
-            // SAFETY: a row is one vector.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *row) };
-        }
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512; from `x` on there are 16 rows of `to.len()` units, a multiple of 16, that are `stride` bytes apart.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn columns(x: *const u8, stride: usize, to: &mut [[u32; LANES]]) {
-        for (s, to) in to.chunks_exact_mut(LANES).enumerate() {
-            let mut rows = [_mm512_setzero_si512(); LANES];
-            for (j, row) in rows.iter_mut().enumerate() {
-                let at = x.wrapping_add(j * stride + s * size_of_val(to[0].as_slice()));
-                // The 16 rows after these are most likely the next.
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LANES * stride).cast());
-                // SAFETY: 16 units of a row are one vector, and in bounds.
-                *row = unsafe { _mm512_loadu_si512(at.cast()) };
-            }
-            for (row, to) in exchange(rows).iter().zip(to) {
-                // SAFETY: a row is one vector.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *row) };
-            }
-        }
-    }
-
-    /// Exchanges rows and columns: pairs of rows are interleaved by one, two, four and eight elements.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn exchange(mut a: [__m512i; LANES]) -> [__m512i; LANES] {
-        let mut b = a;
-        for i in 0..8 {
-            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-        }
-        // Of each four rows: a[4i + c] holds their columns 4q + c, quarter by quarter.
-        for i in 0..4 {
-            for half in 0..2 {
-                a[4 * i + 2 * half] = _mm512_unpacklo_epi64(b[4 * i + half], b[4 * i + 2 + half]);
-                a[4 * i + 2 * half + 1] = _mm512_unpackhi_epi64(b[4 * i + half], b[4 * i + 2 + half]);
-            }
-        }
-        // Quarters of the four groups of rows come together: columns c, 4 + c, 8 + c and 12 + c.
-        for c in 0..4 {
-            let (low, high) = ((a[c], a[4 + c]), (a[8 + c], a[12 + c]));
-            let even = (_mm512_shuffle_i32x4::<0x88>(low.0, low.1), _mm512_shuffle_i32x4::<0x88>(high.0, high.1));
-            let odd = (_mm512_shuffle_i32x4::<0xDD>(low.0, low.1), _mm512_shuffle_i32x4::<0xDD>(high.0, high.1));
-            b[c] = _mm512_shuffle_i32x4::<0x88>(even.0, even.1);
-            b[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even.0, even.1);
-            b[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
-            b[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
-        }
-        b
     }
 
     /// # Safety
@@ -588,27 +389,6 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_become_columns() {
-        let at = |i: usize, j: usize| (i * 1000 + j) as u32;
-        let mut square: [[u32; LANES]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| at(i, j)));
-        transpose(&mut square);
-        assert!((0..LANES).all(|i| (0..LANES).all(|j| square[i][j] == at(j, i))));
-
-        let stride = 2 * LANES + 3;
-        let rows: Vec<f32> = (0..LANES * stride).map(|e| f32::from_bits(at(e / stride, e % stride))).collect();
-        let mut units = [[0u32; LANES]; 2 * LANES];
-        if columns(&rows, stride, &mut units) {
-            assert!((0..2 * LANES).all(|l| (0..LANES).all(|j| units[l][j] == at(j, l))));
-        }
-        for (high, wide) in [(1, 1), (3, 40), (16, 16), (33, 17)] {
-            let x: Vec<f32> = (0..high * wide).map(|e| e as f32).collect();
-            let mut to = vec![f32::NAN; x.len()];
-            transpose_matrix(&x, (high, wide), &mut to);
-            assert!((0..x.len()).all(|e| to[e % wide * high + e / wide] == x[e]));
-        }
-    }
 
     /// The tile of plain Rust, which this CPU may not choose, against the one that it chooses.
     #[test]

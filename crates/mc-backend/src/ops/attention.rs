@@ -391,6 +391,19 @@ mod tests {
     }
 
     #[test]
+    fn keys_beyond_the_span_have_the_bias_of_the_span() {
+        let value = |head: usize, distance: isize| head as f32 * 10.0 + distance as f32;
+        let bias = RelativeBias::new(2, 3, value);
+        for (head, first, n) in (0..2).flat_map(|h| (-12..8).flat_map(move |f| [0, 1, 9].map(|n| (h, f, n)))) {
+            let mut scores = vec![1.0; n];
+            bias.add_to(&mut scores, head, first, 2.0);
+            let distances = (first..).take(n);
+            let expected: Vec<f32> = distances.map(|d| 1.0 + 2.0 * value(head, d.clamp(-3, 3))).collect();
+            assert_eq!(scores, expected, "{n} keys from {first} on, head {head}");
+        }
+    }
+
+    #[test]
     fn what_has_no_meaning_is_refused() {
         let x = random(1, (1, 3, 1, 2), DType::F32);
         let refused = |how: Attention| assert!(attention(&x, &x, &x, &how).is_err(), "{how:?}");

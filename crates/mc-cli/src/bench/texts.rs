@@ -1,39 +1,51 @@
 //! `metal-candle bench --texts`: how many texts a second an embedding model reads. It times what `embed` runs.
 
 use super::{Args, Spread};
-use crate::{failure::wrong, global::Global, report, source::open_dir};
-use anyhow::{Context, Result};
-use metal_candle::{backend::DeviceExt, embeddings::EmbeddingModel, training::peak_memory_bytes};
+use crate::{embed::Lines, failure::wrong, global::Global, report, source::open_dir};
+use anyhow::Result;
+use metal_candle::{
+    backend::DeviceExt,
+    embeddings::{EmbeddingModel, EncodeOptions},
+    training::peak_memory_bytes,
+};
 use serde_json::json;
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 /// Measures over the lines of a file; the shortest line is timed by itself too.
-pub(super) fn run(global: &Global, args: &Args, file: &Path) -> Result<()> {
+pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
     /// Times that one text is read for each run over all: it takes a millisecond.
     const ALONE: usize = 20;
     let Some(name) = args.model.as_deref() else {
         return Err(wrong("--texts without --model", "name a model that embeds; the embedded one generates"));
     };
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let texts: Vec<&str> = text.lines().collect();
+    let mut lines = Lines::open(file)?;
+    let texts = lines.next(usize::MAX)?;
     let Some(shortest) = texts.iter().filter(|line| !line.is_empty()).min_by_key(|line| line.len()) else {
-        return Err(wrong(format!("{} has no texts", file.display()), "each line is one"));
+        return Err(wrong(format!("{file} has no texts"), "each line is one"));
     };
+    let shortest = std::slice::from_ref(shortest);
     let dir = open_dir(global, Some(name))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
-    let seconds = |texts: &[&str]| {
+    let encode = |texts: &[String]| {
+        let embedded = model.encode_with(texts, &EncodeOptions::default(), &mut |_| {});
+        embedded.map_err(|error| lines.named(error, 0))
+    };
+    let seconds = |texts: &[String]| {
         let start = Instant::now();
-        model.encode(texts)?;
+        encode(texts)?;
         Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64())
     };
     global.say("warming up");
-    seconds(&texts)?;
-    seconds(&[shortest])?;
+    let cut = encode(&texts)?.truncated;
+    if cut > 0 {
+        global.say(format!("{} cut at {} tokens", report::counted(cut as u64, "line"), model.max_tokens()));
+    }
+    seconds(shortest)?;
     let (mut speeds, mut alone) = (vec![], vec![]);
     for run in 1..=args.repeat {
         speeds.push(texts.len() as f64 / seconds(&texts)?);
         for _ in 0..ALONE {
-            alone.push(1e3 * seconds(&[shortest])?);
+            alone.push(1e3 * seconds(shortest)?);
         }
         global.say(format!("run {run}/{}: {:.1} texts/s", args.repeat, speeds[speeds.len() - 1]));
     }

@@ -88,13 +88,20 @@ fn texts_are_timed() {
     let run = place.run("bench --model model --repeat 1 --texts notes.txt").ok();
     assert!(run.stdout.contains("texts per second, 3 texts") && run.stdout.contains("bert, mean pooling"), "{run:?}");
     std::fs::write(place.path("empty.txt"), "\n").unwrap();
+    std::fs::write(place.path("latin.txt"), b"river\nfen\xeatre\n").unwrap();
     for (call, told) in [
         ("bench --texts notes.txt", "--texts without --model"),
         ("bench --model model --texts empty.txt", "empty.txt has no texts"),
         ("bench --model model --texts missing.txt", "missing.txt"),
+        ("bench --model model --texts .", ". is a directory"),
+        ("bench --model model --texts latin.txt", "latin.txt, line 2: not UTF-8 at byte 4"),
         ("bench --model model --texts notes.txt --train", "cannot be used with"),
     ] {
         let run = place.run(call);
-        assert!(run.status != 0 && run.stderr.contains(told), "{call}: {run:?}");
+        assert!(run.status == 2 && run.stderr.contains(told), "{call}: {run:?}");
     }
+    std::fs::write(place.path("long.txt"), format!("{}\nriver\n", "river ".repeat(200))).unwrap();
+    let run = place.run("bench --model model --repeat 3 --texts long.txt").ok();
+    assert_eq!(run.stderr.matches(" cut at ").count(), 1, "{run:?}");
+    assert!(run.stderr.contains("1 line cut at 48 tokens\n"), "{run:?}");
 }

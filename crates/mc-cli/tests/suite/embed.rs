@@ -68,7 +68,16 @@ fn prompts_and_long_lines() {
     assert_eq!(one(&["--prompt", "query"]), query);
     assert_eq!(one(&["--prompt", "other"]), plain, "it is the default");
     let long = embed(&place, &[], format!("copper\n{}\n", "river ".repeat(300))).ok();
-    assert!(long.stderr.contains("1 line cut at 50 tokens") && !long.stderr.contains("WARN"), "{long:?}");
+    assert!(long.stderr.contains("1 line cut at 50 tokens"), "{long:?}");
+    assert_eq!(long.stderr.matches("cut at").count(), 1, "it is said once: {long:?}");
+    // A model that has no such prompt reads what it would without, and says so.
+    let said = |name: &str, arg: &str| {
+        let run = embed(&Place::with_encoder(name), &[arg], "copper\n").ok();
+        run.stderr.lines().find(|line| line.contains("no prompt")).map(str::to_string)
+    };
+    let none = |what| Some(format!("the model has no prompt for {what}: lines are read as they are"));
+    assert_eq!((said("bert-mean", "--query"), said("bert-mean", "--document")), (none("queries"), none("documents")));
+    assert_eq!((said("qwen3-last", "--query"), said("qwen3-last", "--document")), (None, none("documents")));
     let huge = embed(&place, &["--batch-tokens", "1"], "x".repeat(100_000)).ok();
     assert_eq!(huge.json().len(), 1);
 }
@@ -119,6 +128,14 @@ fn what_is_wrong_is_said() {
     check("bert-mean", &gpt, &[], b"x", "`model_type` is `gpt2`, supported are bert, ", "hint: convert the model");
     let relu = |place: &Place| place.set("model/config.json", "hidden_act", Some(json!("relu")));
     check("bert-mean", &relu, &[], b"x", "`hidden_act` is \"relu\", expected \"gelu\"", "hint: ");
+    // The tokenizer of another model.
+    let words = |place: &Place| {
+        let from = Place::with_encoder("modernbert-weighted");
+        fs::copy(from.path("model/tokenizer.json"), place.path("model/tokenizer.json")).unwrap();
+    };
+    let (lines, place) = (b"\nmountain violin\n", " is not below the model's vocabulary of 150");
+    check("bert-mean", &words, &[], lines, "error: stdin, line 2: token id ", place);
+    check("bert-mean", &words, &[], lines, place, "hint: the tokenizer is of another model");
     let place = Place::with_encoder("bert-mean");
     embed(&place, &["--output", "out.npy"], *latin);
     assert!(!place.path("out.npy").exists(), "nothing is half written");

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     DistilBertConfig,
+    LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
@@ -75,6 +76,8 @@ TEXTS = [
     "bread!",
     sentence(RNG, 60),
     sentence(RNG, 9),
+    # Words of a tokenizer's own, padding among them.
+    "river <pad> stone [PAD] <pad> bread",
 ]
 PAIRS = [
     ("which metal is orange?", [TEXTS[1], "", "copper", sentence(RNG, 40), "Zebra window", sentence(RNG, 12)]),
@@ -101,6 +104,11 @@ def cased_wordpiece():
     tokenizer, names = wordpiece()
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     return tokenizer, names
+
+
+def left_wordpiece():
+    tokenizer, names = wordpiece()
+    return tokenizer, names | {"truncation_side": "left"}
 
 
 def mpnet_wordpiece():
@@ -186,6 +194,13 @@ def modernbert(**changes):
     return ModernBertConfig(**{**shape, **tokens, "local_attention": 11, **changes})
 
 
+def distilbert(**changes):
+    shape = dict(vocab_size=150, dim=20, hidden_dim=29, n_layers=2, n_heads=2, max_position_embeddings=90, pad_token_id=0)
+    return DistilBertConfig(**{**shape, **changes})
+
+
+# `drop` and `set` change fields of config.json as it was saved: files on the hub are older than the library, and leave out
+# what was a default then.
 MODELS = {
     "bert-mean": dict(
         config=bert(), tokenizer=wordpiece, modules=["pooling", "normalize"], pooling=["mean"], old=True, length=48, no_folder=True,
@@ -193,7 +208,7 @@ MODELS = {
     # Prompts, and a projection with bias and activation; the prompt named as default is used where none is asked for.
     "bert-cls-dense": dict(
         config=bert(hidden_size=28, num_attention_heads=2, layer_norm_eps=1e-3), tokenizer=wordpiece,
-        modules=["pooling", "dense", "normalize"], pooling=["cls"], length=50, dense=(28, 13, True, "torch.nn.modules.activation.Tanh"),
+        modules=["pooling", "dense", "normalize"], pooling=["cls"], length=50, dense=[(28, 13, True, "torch.nn.modules.activation.Tanh")],
         prompts={"query": "which metal: ", "document": "paper ", "other": "silver "}, default="other",
     ),
     # Every mode at once, the approximate activation, one row of token types, names under a prefix, no maximum of its own.
@@ -202,33 +217,57 @@ MODELS = {
         pooling=["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"], old=True, prefix="bert.", lower=True,
     ),
     "bert-sqrt": dict(
-        config=bert(num_hidden_layers=1), tokenizer=wordpiece, modules=["pooling", "dense"], pooling=["mean_sqrt_len_tokens"], length=30,
-        dense=(20, 20, False, "torch.nn.modules.linear.Identity"),
+        config=bert(num_hidden_layers=1), tokenizer=wordpiece, modules=["pooling", "dense", "dense"], pooling=["mean_sqrt_len_tokens"],
+        length=30, dense=[(20, 20, False, "torch.nn.modules.linear.Identity"), (20, 19, True, "torch.nn.modules.activation.GELU")],
     ),
     "bert-bare": dict(config=bert(), tokenizer=wordpiece, modules=None),
     "mpnet-mean": dict(
         config=MPNetConfig(
             vocab_size=150, hidden_size=24, intermediate_size=31, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=182,
-            relative_attention_num_buckets=32, pad_token_id=1, bos_token_id=0, eos_token_id=2, layer_norm_eps=1e-5,
+            pad_token_id=1, bos_token_id=0, eos_token_id=2, layer_norm_eps=1e-5,
         ),
-        tokenizer=mpnet_wordpiece, modules=["pooling", "normalize"], pooling=["mean"], length=180,
+        tokenizer=mpnet_wordpiece, modules=["pooling", "normalize"], pooling=["mean"], length=180, prefix="mpnet.",
+        drop=["relative_attention_num_buckets", "pad_token_id"],
     ),
     # Prompts that are left out of the mean.
     "xlm-roberta-mean": dict(
-        config=roberta(), tokenizer=unigram, modules=["pooling", "normalize"], pooling=["mean", "max"], length=80, include_prompt=False,
+        config=roberta(), tokenizer=unigram, modules=["pooling", "normalize"], pooling=["mean"], length=80, include_prompt=False,
         prompts={"query": "query: ", "passage": "passage: "},
     ),
     "roberta-cls": dict(config=roberta(RobertaConfig, type_vocab_size=2), tokenizer=unigram, modules=["pooling"], pooling=["cls"], old=True, length=70),
-    "distilbert-max": dict(
-        config=DistilBertConfig(vocab_size=150, dim=20, hidden_dim=29, n_layers=2, n_heads=2, max_position_embeddings=90, pad_token_id=0),
-        tokenizer=wordpiece, modules=["pooling"], pooling=["max"], length=90,
+    "xlm-roberta-cls": dict(
+        config=roberta(num_hidden_layers=1, hidden_size=18), tokenizer=unigram, modules=["pooling", "normalize"], pooling=["cls"], length=75,
+    ),
+    "distilbert-max": dict(config=distilbert(), tokenizer=wordpiece, modules=["pooling"], pooling=["max"], length=90),
+    # All that is the transformer's in a folder of its own.
+    "distilbert-folder": dict(
+        config=distilbert(n_layers=1, dim=12), tokenizer=wordpiece, modules=["pooling", "normalize"], pooling=["mean"], length=40,
+        prefix="distilbert.", folder="0_Transformer",
+    ),
+    # What a configuration of 2019 says, and arguments for the tokenizer, which go over its own file.
+    "bert-old": dict(
+        config=bert(num_hidden_layers=1, hidden_size=16), tokenizer=wordpiece, modules=["pooling"], pooling=["cls"], old=True,
+        drop=["layer_norm_eps", "type_vocab_size", "hidden_act", "pad_token_id"],
+        reading={"max_seq_length": 40, "tokenizer_args": {"model_max_length": 23, "truncation_side": "left"}},
+    ),
+    # The activation of a configuration that names none comes last.
+    "bert-dense": dict(
+        config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=left_wordpiece, modules=["pooling", "dense", "dense", "dense"],
+        pooling=["mean"], length=25,
+        dense=[(12, 17, True, "torch.nn.modules.activation.ReLU"), (17, 11, True, "torch.nn.modules.activation.Sigmoid"), (11, 15, True, None)],
     ),
     "modernbert-weighted": dict(
         config=modernbert(), tokenizer=modernbert_bpe, modules=["pooling", "normalize"], pooling=["weightedmean"], length=250,
     ),
     "modernbert-bias": dict(
-        config=modernbert(norm_bias=True, attention_bias=True, mlp_bias=True, num_hidden_layers=2), tokenizer=modernbert_bpe, modules=["pooling"],
-        pooling=["weightedmean"], include_prompt=False, prompts={"query": "candle: "}, length=120,
+        config=modernbert(norm_bias=True, attention_bias=True, mlp_bias=True, num_hidden_layers=2, norm_eps=1e-3), tokenizer=modernbert_bpe,
+        modules=["pooling"], pooling=["mean"], include_prompt=False, prompts={"query": "candle: ", "corpus": "paper: "}, length=120,
+        prefix="model.",
+    ),
+    "modernbert-old": dict(
+        config=modernbert(hidden_size=20, intermediate_size=19, local_attention=128), tokenizer=modernbert_bpe, modules=["pooling"], pooling=["cls"],
+        drop=["rope_parameters", "layer_types", "local_attention", "global_attn_every_n_layers", "norm_eps", "norm_bias", "attention_bias", "mlp_bias"],
+        set={"global_rope_theta": 800.0}, length=250,
     ),
     "qwen3-last": dict(
         config=Qwen3Config(
@@ -237,6 +276,14 @@ MODELS = {
         ),
         tokenizer=qwen_bpe, modules=["pooling", "normalize"], pooling=["lasttoken"], length=100,
         prompts={"query": "Instruct: find the metal\nQuery:", "document": ""},
+    ),
+    # What was saved to generate has no modules.
+    "llama-bare": dict(
+        config=LlamaConfig(
+            vocab_size=330, hidden_size=16, intermediate_size=23, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=256, tie_word_embeddings=True,
+        ),
+        tokenizer=qwen_bpe, modules=None, auto=transformers.AutoModelForCausalLM, length=90,
     ),
 }
 
@@ -248,6 +295,8 @@ CROSS = {
         config=bert(num_labels=1, num_hidden_layers=1, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.0"}),
         tokenizer=wordpiece, length=64, types=False,
     ),
+    # As CrossEncoder writes it.
+    "bert-saved": dict(config=bert(num_labels=1, num_hidden_layers=1, hidden_size=16), tokenizer=wordpiece, length=55, activation=torch.nn.Identity()),
 }
 
 
@@ -273,10 +322,13 @@ def make_transformer(directory, name, case, auto):
     if "prefix" in case:
         tensors = {case["prefix"] + k: v for k, v in load_file(directory / "model.safetensors").items()}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if "drop" in case:
+        config = json.loads((directory / "config.json").read_text()) | case.get("set", {})
+        write_json(directory / "config.json", {key: value for key, value in config.items() if key not in case["drop"]})
 
 
 def make_model(directory, name, case):
-    make_transformer(directory, name, case, transformers.AutoModel)
+    make_transformer(directory / case.get("folder", ""), name, case, case.get("auto", transformers.AutoModel))
     if case["modules"] is not None:
         write_modules(directory, name, case)
     model = SentenceTransformer(str(directory), device="cpu", local_files_only=True, model_kwargs={"attn_implementation": "eager"})
@@ -288,7 +340,7 @@ def make_model(directory, name, case):
     if "prompts" in case:
         prompts = case["prompts"]
         expected["query"] = model.encode(TEXTS, prompt_name="query", **arguments)
-        document = next((p for p in ("document", "passage") if p in prompts), None)
+        document = next((p for p in ("document", "passage", "corpus") if p in prompts), None)
         expected["document"] = model.encode(TEXTS, prompt=prompts.get(document, ""), **arguments)
         expected["other"] = model.encode(TEXTS, prompt="yellow ", **arguments)
     tokens = model.tokenizer(TEXTS, truncation=False)["input_ids"]
@@ -300,7 +352,8 @@ def make_model(directory, name, case):
 
 
 def write_modules(directory, name, case):
-    dim, modules = case["config"].hidden_size, [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    dim, modules = case["config"].hidden_size, [{"idx": 0, "name": "0", "path": case.get("folder", ""), "type": "sentence_transformers.models.Transformer"}]
+    dense, rng = iter(case.get("dense", [])), seeded(f"{name} dense")
     for index, kind in enumerate(case["modules"], 1):
         title = kind.capitalize()
         path = f"{index}_{title}"
@@ -316,9 +369,9 @@ def write_modules(directory, name, case):
             write_json(folder / "config.json", config)
         elif kind == "dense":
             folder.mkdir()
-            inner, outer, bias, activation = case["dense"]
-            write_json(folder / "config.json", {"in_features": inner, "out_features": outer, "bias": bias, "activation_function": activation})
-            rng = seeded(f"{name} dense")
+            inner, outer, bias, activation = next(dense)
+            named = {} if activation is None else {"activation_function": activation}
+            write_json(folder / "config.json", {"in_features": inner, "out_features": outer, "bias": bias} | named)
             tensors = {"linear.weight": torch.randn(outer, inner, generator=rng) * inner**-0.5}
             if bias:
                 tensors["linear.bias"] = torch.randn(outer, generator=rng) * 0.3
@@ -327,10 +380,13 @@ def write_modules(directory, name, case):
             folder.mkdir()
             write_json(folder / "config.json", {})
     write_json(directory / "modules.json", modules)
-    if "length" in case:
-        write_json(directory / "sentence_bert_config.json", {"max_seq_length": case["length"], "do_lower_case": False})
+    reading = directory / case.get("folder", "") / "sentence_bert_config.json"
+    if "reading" in case:
+        write_json(reading, case["reading"])
+    elif "length" in case:
+        write_json(reading, {"max_seq_length": case["length"], "do_lower_case": False})
     elif case.get("lower"):
-        write_json(directory / "sentence_bert_config.json", {"max_seq_length": None, "do_lower_case": True})
+        write_json(reading, {"max_seq_length": None, "do_lower_case": True})
     if "prompts" in case:
         settings = {"prompts": case["prompts"], "default_prompt_name": case.get("default"), "similarity_fn_name": "cosine"}
         write_json(directory / "config_sentence_transformers.json", settings)
@@ -338,7 +394,12 @@ def write_modules(directory, name, case):
 
 def make_cross(directory, name, case):
     make_transformer(directory, f"cross {name}", case, transformers.AutoModelForSequenceClassification)
-    model = CrossEncoder(str(directory), device="cpu", local_files_only=True, model_kwargs={"attn_implementation": "eager"})
+    options = dict(device="cpu", local_files_only=True, model_kwargs={"attn_implementation": "eager"})
+    if "activation" in case:
+        model = CrossEncoder(str(directory), activation_fn=case["activation"], **options)
+        shutil.rmtree(directory)
+        model.save_pretrained(str(directory), create_model_card=False)
+    model = CrossEncoder(str(directory), **options)
     expected = {}
     for index, (query, documents) in enumerate(PAIRS):
         pairs = [(query, document) for document in documents]
