@@ -11,7 +11,8 @@ use std::{
 ///
 /// The content goes to a temporary file in the same directory, reaches the disk, and takes the name by a rename. If
 /// `write` fails, the old file is as it was and the temporary one is gone. A link stays, and what it leads to is written.
-/// What is no file, such as a pipe or a device, stays as well: it is given the content once that is whole.
+/// What is no file, such as a pipe or a device, stays as well: it is given the content once that is whole. So is what
+/// `/dev/stdout` leads to, which somebody has open.
 ///
 /// # Errors
 /// What `write` returned, or what the system said of `path`.
@@ -27,7 +28,7 @@ use std::{
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let result = match fs::metadata(path) {
-        Ok(found) if !found.is_file() => hand_over(path, write),
+        Ok(found) if !found.is_file() || path.starts_with("/dev") => hand_over(path, write),
         Ok(_) => path.canonicalize().and_then(|path| replace(&path, write)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => replace(&end_of_links(path), write),
         Err(e) => Err(e),
@@ -64,7 +65,7 @@ fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<
 
 /// Gives the content to what cannot be replaced and may not seek.
 fn hand_over(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
-    let mut to = File::options().write(true).open(path)?;
+    let mut to = File::options().append(true).open(path)?;
     let mut content = tempfile::tempfile()?;
     fill(&content, write)?;
     content.rewind()?;

@@ -105,7 +105,7 @@ impl EmbeddingModel {
         let directory = Directory::new(dir.clone());
         let mut recipe = Recipe::read(&directory)?;
         if recipe.prompts.iter().all(|(_, prompt)| prompt.is_empty())
-            && let Some(known) = EmbeddingModelType::of_dir(dir).map(EmbeddingModelType::prompts)
+            && let Some(known) = EmbeddingModelType::from_id(dir.name()).map(EmbeddingModelType::prompts)
             && !known.is_empty()
         {
             recipe.prompts = known.iter().map(|(name, prompt)| ((*name).into(), (*prompt).into())).collect();

@@ -1,6 +1,5 @@
 //! Embedding models by name. Each is of an architecture and a pooling that are held against sentence-transformers.
 
-use mc_checkpoint::ModelDir;
 use std::path::{Path, PathBuf};
 
 /// An embedding model on the hub that is known to work.
@@ -89,22 +88,6 @@ impl EmbeddingModelType {
         ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(id)).map(|(model, _)| model)
     }
 
-    /// The model that a directory is of by its name: the id that it was opened by, or the name of a folder that ends in the
-    /// last part of an id, as `models/e5-small-v2`, `models--intfloat--e5-small-v2/snapshots/…`.
-    pub(crate) fn of_dir(dir: &ModelDir) -> Option<Self> {
-        let named = |path: &Path| {
-            let folder = path.file_name()?.to_str()?.to_lowercase();
-            let is = |id: &str| {
-                let name = id.rsplit('/').next().unwrap_or(id).to_lowercase();
-                let before = folder.strip_suffix(&name);
-                before.is_some_and(|before| !before.ends_with(char::is_alphanumeric))
-            };
-            ALL.into_iter().find(|(_, id)| is(id)).map(|(model, _)| model)
-        };
-        let snapshot = |path: &Path| path.parent().filter(|p| p.ends_with("snapshots"))?.parent().and_then(named);
-        Self::from_id(dir.name()).or_else(|| dir.path().and_then(|path| named(path).or_else(|| snapshot(path))))
-    }
-
     /// The prompts that the model was trained with and its directory does not name.
     pub(crate) fn prompts(self) -> &'static [(&'static str, &'static str)] {
         match self {
@@ -178,28 +161,6 @@ mod tests {
         for model in EmbeddingModelType::all() {
             let kind = format!(": {} pooling", golden(model));
             assert!(described.iter().any(|golden| golden.contains(&kind)), "{model:?}: {kind} of {described:#?}");
-        }
-    }
-
-    #[test]
-    fn a_directory_is_known_by_its_name() {
-        use EmbeddingModelType::{E5SmallV2, MultilingualE5Base};
-        let root = tempfile::tempdir().unwrap();
-        for (path, name, expected) in [
-            ("e5-small-v2", None, Some(E5SmallV2)),
-            ("our_E5-small-v2/", None, Some(E5SmallV2)),
-            ("models--intfloat--multilingual-e5-base/snapshots/0a1b", None, Some(MultilingualE5Base)),
-            ("0a1b", Some("intfloat/e5-small-v2"), Some(E5SmallV2)),
-            ("e5-small-v2/minilm", None, None),
-            ("note5-small-v2", None, None),
-            ("multilingual-e5-base-instruct", None, None),
-        ] {
-            let dir = root.path().join(path);
-            std::fs::create_dir_all(&dir).unwrap();
-            std::fs::write(dir.join("config.json"), "{}").unwrap();
-            let dir = ModelDir::open(dir).unwrap();
-            let dir = name.map_or(dir.clone(), |name: &str| dir.with_name(name));
-            assert_eq!(EmbeddingModelType::of_dir(&dir), expected, "{path}");
         }
     }
 

@@ -192,9 +192,17 @@ fn a_directory_is_not_taken_over() {
     assert!(matches!(create(place.dir.path()), Err(Error::Occupied { what: "is not empty, and no index", .. })));
     let error = create(&place.dir.path().join("thesis.txt")).unwrap_err();
     assert!(error.to_string().ends_with("thesis.txt: is a file"), "{error}");
+    // Somebody's files with names like ours are not ours.
+    for (name, content) in [("rows-train.safetensors", "years"), (".tmp-notes", "hours"), ("lock", "mine")] {
+        let dir = place.dir.path().join(format!("of {name}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(name), content).unwrap();
+        assert!(matches!(create(&dir), Err(Error::Occupied { what: "is not empty, and no index", .. })), "{name}");
+        assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), content);
+    }
     // What a creation left that was interrupted is nothing.
     fs::remove_file(place.path().join("index.json")).unwrap();
-    fs::write(place.path().join(".tmp-abc"), "half").unwrap();
+    fs::write(place.path().join(".tmp-aB3x9Z"), "half").unwrap();
     // Unless another run is at it.
     let lock = fs::File::open(place.path().join("lock")).unwrap();
     lock.lock().unwrap();
@@ -249,7 +257,7 @@ fn a_crash_in_between_leaves_the_old_index() {
     // As if it had come as far as the rows, and no further.
     fs::write(place.path().join("index.json"), manifest).unwrap();
     fs::write(place.path().join("rows-1.safetensors"), rows).unwrap();
-    fs::write(place.path().join(".tmp-x"), "half of a manifest").unwrap();
+    fs::write(place.path().join(".tmp-aB3x9Z"), "half of a manifest").unwrap();
     let mut old = VectorIndex::open(place.path()).unwrap();
     assert_eq!((old.len(), old.record(0).unwrap()), (1, "old 0 é"));
     assert_eq!(index.len(), 2, "who has it open keeps it");

@@ -45,7 +45,7 @@ pub(crate) fn serves(width: usize) -> bool {
         && is_x86_feature_detected!("avx512vbmi2");
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
-    has && width > 0 && width.is_multiple_of(2) && width < 1 << 24
+    has && width > 0 && width.is_multiple_of(2) && width <= (1 << 24) - BLOCK
 }
 
 /// Bytes that the form of so many rows takes, if no exponent lies elsewhere.
@@ -305,8 +305,8 @@ mod avx512 {
         total(&sums)
     }
 
-    /// Loads a vector, in an instruction of its own: as part of the one that expands it, the load takes some forty times as long
-    /// on AMD's Zen 4 and 5.
+    /// Loads a vector, in an instruction of its own: as part of the one that expands it, it makes decoding slower
+    /// than from sixteen bits (measured on Zen 5: docs/benchmarks.md).
     ///
     /// # Safety
     /// The CPU has the instructions, and the bytes are there.
@@ -482,5 +482,6 @@ mod tests {
         // Rows that end soon after the beginning of a block.
         assert!(Compact::new(&[bf16::ONE; 660], 66).is_none() && Compact::new(&[bf16::ONE; 320], 32).is_none());
         assert!(!serves(0) && !serves(3));
+        assert!(!serves((1 << 24) - 2), "a row of zeros would not fit its header");
     }
 }

@@ -109,12 +109,12 @@ pub(super) fn delete(dir: &Path, _: Lock) -> Result<()> {
     fs::remove_file(&path).map_err(Error::io(&path))
 }
 
-/// How [`write_atomic`] names what is not finished.
-const TEMPORARY: &str = ".tmp-";
-
-/// Whether this is a file of rows or an unfinished one.
+/// Whether this is the name of a file of rows, or what [`write_atomic`] calls an unfinished file.
 fn is_left_over(name: &str) -> bool {
-    name.starts_with("rows-") && name.ends_with(".safetensors") || name.starts_with(TEMPORARY)
+    let rows = name.strip_prefix("rows-").and_then(|name| name.strip_suffix(".safetensors"));
+    let unfinished = name.strip_prefix(".tmp-");
+    rows.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        || unfinished.is_some_and(|n| n.len() == 6 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 /// Makes the directory and locks it, or refuses one with an index or anything else in it. What an interrupted creation left
@@ -125,9 +125,12 @@ pub(super) fn make_directory(dir: &Path) -> Result<Lock> {
     }
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name();
+        let entry = entry.map_err(Error::io(dir))?;
+        let name = entry.file_name();
         let name = name.to_string_lossy();
-        if ![NAME, LOCK].contains(&&*name) && !is_left_over(&name) {
+        // A lock is empty.
+        let locks = name == LOCK && entry.metadata().is_ok_and(|file| file.len() == 0);
+        if name != NAME && !locks && !is_left_over(&name) {
             return Err(Error::Occupied { dir: dir.into(), what: "is not empty, and no index" });
         }
     }

@@ -52,7 +52,7 @@ fn broken_tokenizer_json() {
     );
     let error = check(
         &[("tokenizer.json", br#"{"version":"1.0","model":{"type":"BPE","vocab":{},"merges":5}}"#)],
-        "tokenizer.json: data did not match any variant of untagged enum MergeType at line 1 column 61",
+        "tokenizer.json: data did not match any variant of untagged enum MergeType at line 1 column 62",
     );
     assert_eq!(error.hint().unwrap(), "the file may be truncated, download it again");
 }
