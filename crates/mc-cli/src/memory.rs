@@ -70,6 +70,10 @@ mod tests {
 
     #[test]
     fn what_was_small_before_stays() {
+        // Where the process began without large pages, or the system has none to ask for.
+        if !set_small(false) {
+            return;
+        }
         assert!(!are_small());
         small_pages();
         assert!(are_small());
