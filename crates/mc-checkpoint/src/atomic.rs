@@ -10,7 +10,8 @@ use std::{
 /// Writes a file so that at every moment, a crash included, `path` holds either its old content or all of the new one.
 ///
 /// The content goes to a temporary file in the same directory, reaches the disk, and takes the name by a rename. If
-/// `write` fails, the old file is as it was and the temporary one is gone. A link stays, and what it leads to is written.
+/// `write` fails, the old file is as it was and the temporary one is gone. Who may read it
+/// stays as it was. A link stays, and what it leads to is written.
 /// What is no file, such as a pipe or a device, stays as well: it is given the content once that is whole. So is what
 /// `/dev/stdout` leads to, which somebody has open.
 ///
@@ -54,6 +55,9 @@ fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<
     // Opened by ourselves: an ordinary file, as far as the umask lets it be, and errors do not speak of its name.
     let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
     let file = tempfile::Builder::new().prefix(".tmp-").make_in(dir, open)?;
+    if let Ok(old) = fs::metadata(path) {
+        file.as_file().set_permissions(old.permissions())?;
+    }
     fill(file.as_file(), write)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;

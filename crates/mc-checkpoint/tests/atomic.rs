@@ -28,6 +28,34 @@ fn others_may_read_what_is_written() {
 }
 
 #[test]
+fn who_may_read_it_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    fs::write(&path, "old").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    write_atomic(&path, |file| file.write_all(b"new")).unwrap();
+    assert_eq!(
+        (fs::metadata(&path).unwrap().permissions().mode() & 0o777, fs::read(&path).unwrap()),
+        (0o600, b"new".to_vec())
+    );
+}
+
+/// What a shell has opened and `/dev/stdout` leads to is written after what is there, and stays the same file.
+#[test]
+fn what_stdout_leads_to_is_written_on() {
+    if !Path::new("/proc/self/fd").exists() {
+        return; // A system where such a name is no link.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, "head ").unwrap();
+    let held = fs::File::options().append(true).open(&path).unwrap();
+    let descriptor = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+    write_atomic(descriptor, |file| file.write_all(b"tail")).unwrap();
+    assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"head tail".to_vec(), vec!["log".to_string()]));
+}
+
+#[test]
 fn a_link_stays_and_what_it_leads_to_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

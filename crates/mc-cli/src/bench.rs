@@ -77,6 +77,13 @@ pub(crate) struct Args {
     grad_checkpoint: bool,
 }
 
+impl Args {
+    /// Whether it times what `embed` runs.
+    pub(crate) fn embeds(&self) -> bool {
+        self.texts.is_some()
+    }
+}
+
 /// Measures; `start` is when the process began.
 pub(crate) fn run(global: &Global, args: &Args, start: Instant) -> Result<()> {
     if let Some(file) = &args.texts {

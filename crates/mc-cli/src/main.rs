@@ -62,8 +62,10 @@ fn main() -> ExitCode {
     let global = cli.global;
     global.start();
     // The others run long enough for large pages to pay.
-    if !matches!(cli.command, Command::Finetune(_) | Command::Eval(_) | Command::Bench(_)) {
-        memory::small_pages();
+    match &cli.command {
+        Command::Finetune(_) | Command::Eval(_) => {}
+        Command::Bench(args) if !args.embeds() => {}
+        _ => memory::small_pages(),
     }
     let result = match cli.command {
         Command::Finetune(args) => finetune::run(&global, *args),

@@ -304,6 +304,18 @@ impl DocumentIndex {
         self.index.search(query, k)?.into_iter().map(found).collect()
     }
 
+    /// The error of a model with the place of the text that it names, one of these records.
+    fn with_place(&self, error: Error, records: &[String]) -> Error {
+        use crate::Error::{NotFinite, TokenId};
+        let Error::Model { source, .. } = &error else { return error };
+        let Some(NotFinite { text } | TokenId { text, .. }) = source.downcast_ref() else { return error };
+        let record = records.get(*text).and_then(|record| serde_json::from_str::<Record>(record).ok());
+        let Some(record) = record else { return error };
+        let source = source.to_string().replacen(&format!("text {text}: "), "", 1);
+        let what = format!("{}, line {}", self.path(&record.path).display(), record.first);
+        Error::Model { what, source: source.into() }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         name.split('/').fold(self.documents.folder.clone(), |path, name| path.join(name))
     }
@@ -402,8 +414,10 @@ impl DocumentIndex {
     ) -> Result<()> {
         let mut vectors = Vec::with_capacity(batch.texts.len() * self.index.config().dimensions);
         for texts in batch.texts.chunks(AT_A_TIME) {
+            let first = vectors.len() / self.index.config().dimensions.max(1);
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            vectors.extend(embed(model, &texts, self.index.config().dimensions)?);
+            let embedded = embed(model, &texts, self.index.config().dimensions);
+            vectors.extend(embedded.map_err(|e| self.with_place(e, &batch.records[first..]))?);
             progress.chunks += texts.len();
             observe(*progress);
         }

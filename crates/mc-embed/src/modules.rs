@@ -148,16 +148,21 @@ impl Reading {
 
     fn of(config: &Object) -> Result<Self> {
         // Arguments of a tokenizer, by their name of today and of before; they go over its own file.
-        let mut arguments = config.object("processor_kwargs")?;
-        arguments.map.extend(config.object("tokenizer_args")?.map);
+        let [mut arguments, older] = [config.object("processor_kwargs")?, config.object("tokenizer_args")?];
         // Where a batch is padded, and how files are found, changes no vector.
         let known = ["model_max_length", "truncation_side", "padding_side", "use_fast", "trust_remote_code"];
-        if let Some((name, found)) = arguments.map.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            return Err(config.wrong(&format!("processor_kwargs.{name}"), found, "nothing: it is not supported"));
+        let processing = config.object("processing_kwargs")?;
+        let fields = [
+            ("processor_kwargs", &arguments, &known[..]),
+            ("tokenizer_args", &older, &known),
+            ("processing_kwargs", &processing, &[]),
+        ];
+        for (field, object, known) in fields {
+            if let Some((name, found)) = object.map.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+                return Err(config.wrong(&format!("{field}.{name}"), found, "nothing: it is not supported"));
+            }
         }
-        if let Some((name, found)) = config.object("processing_kwargs")?.map.iter().next() {
-            return Err(config.wrong(&format!("processing_kwargs.{name}"), found, "nothing: it is not supported"));
-        }
+        arguments.map.extend(older.map);
         let side = arguments.text("truncation_side").map(cut_side);
         let limit = arguments.size("model_max_length")?.or(config.size("max_seq_length")?);
         Ok(Self { limit, lower_case: config.flag("do_lower_case", false)?, side })

@@ -55,12 +55,12 @@ impl Tokens {
             }
             self.one(i, &format!("{prompt}{}", text.as_ref()), None)
         };
-        texts.par_iter().enumerate().map(one).collect()
+        first_error(texts.par_iter().enumerate().map(one).collect())
     }
 
     /// One text with each of the others.
     pub(crate) fn of_pairs<S: AsRef<str> + Sync>(&self, first: &str, second: &[S]) -> Result<Vec<Encoded>> {
-        second.par_iter().enumerate().map(|(i, text)| self.one(i, first, Some(text.as_ref()))).collect()
+        first_error(second.par_iter().enumerate().map(|(i, text)| self.one(i, first, Some(text.as_ref()))).collect())
     }
 
     /// The text or the pair at this index.
@@ -86,6 +86,11 @@ impl Tokens {
         let closes = ids.last().is_some_and(|id| self.tokenizer.is_special(*id));
         Ok(ids.len() - usize::from(closes))
     }
+}
+
+/// Of several errors the first in order: collected in parallel, it would be the first in time.
+fn first_error(all: Vec<Result<Encoded>>) -> Result<Vec<Encoded>> {
+    all.into_iter().collect()
 }
 
 /// What `truncation_side` means.

@@ -175,6 +175,22 @@ fn what_is_not_finite() -> Result<()> {
     Ok(())
 }
 
+/// The first in order, however many threads look at them.
+#[test]
+fn of_several_bad_texts_the_first_is_named() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    // A tokenizer of another model, whose words lie beyond the rows of this one.
+    let words = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/modernbert-weighted/tokenizer.json");
+    fs::copy(words, copy.0.path().join("tokenizer.json"))?;
+    let model = copy.load()?;
+    let texts: Vec<&str> = (0..3000).map(|i| if i < 7 { "" } else { "mountain violin" }).collect();
+    for _ in 0..8 {
+        let error = model.encode(&texts).unwrap_err().to_string();
+        assert!(error.starts_with("text 7: token id "), "{error}");
+    }
+    Ok(())
+}
+
 #[test]
 fn modules_that_make_no_sense() -> Result<()> {
     let copy = Copy::of("models/bert-mean")?;
@@ -287,7 +303,7 @@ fn wrong_settings() -> Result<()> {
     copy.write("sentence_bert_config.json", &arguments)?;
     assert_eq!(copy.load()?.max_tokens(), 9);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"do_lower_case": true}}))?;
-    copy.check("`processor_kwargs.do_lower_case` is true, expected nothing: it is not supported", None);
+    copy.check("`tokenizer_args.do_lower_case` is true, expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"processing_kwargs": {"text": {}}}))?;
     copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;

@@ -247,6 +247,8 @@ fn what_is_no_text_is_left_out_and_said() {
     place.write(".hidden.md", "secret");
     place.write(".git/notes.md", "secret");
     place.write(".gitignore", "drafts/\nold-*\n");
+    // What lies above the folder says nothing of it.
+    fs::write(place.dir.path().join(".gitignore"), "*\n").unwrap();
     place.write("drafts/a.md", "ignored");
     place.write("deep/old-b.md", "ignored");
     place.write("bom.txt", "\u{feff}marked");
@@ -427,4 +429,20 @@ fn folders_that_are_none() {
     fs::remove_dir_all(place.folder()).unwrap();
     let error = place.with(|model| index.update(model, &mut |_| {})).unwrap_err();
     assert!(error.to_string().contains("notes"), "{error}");
+}
+
+/// Where a model fails over one text, the file and the line of it are named.
+#[test]
+fn a_text_that_a_model_cannot_read_is_named_by_its_place() {
+    let place = Place::new(&[("a.md", "alpha"), ("b.md", "beta"), ("deep/c.md", "one\n\nbroken")]);
+    drop(place.create());
+    let embed = |texts: &[&str]| match texts.iter().position(|text| text.contains("broken")) {
+        Some(text) => Err(mc_embed::Error::NotFinite { text }.into()),
+        None => Ok(bag_of_words(texts)),
+    };
+    let tokens = |text: &str| Ok(text.split_whitespace().count());
+    let model = TextModel { name: "words", tokens: Box::new(tokens), limit: 256, embed: Box::new(embed) };
+    let error = DocumentIndex::open(place.index()).unwrap().update(&model, &mut |_| {}).unwrap_err().to_string();
+    let end = "c.md, line 1: what the model makes of it is not finite";
+    assert!(error.contains("deep") && error.ends_with(end) && !error.contains("text "), "{error}");
 }

@@ -349,7 +349,7 @@ fn damage_is_said() {
     let edited = |from: &str, to: &str| String::from_utf8(json_was.clone()).unwrap().replace(from, to).into_bytes();
     damage(&json, b"{", "EOF");
     damage(&json, b"{}", "missing field `format`");
-    damage(&json, &edited("\"version\":1", "\"version\":2"), "format `metal-candle index` 2");
+    damage(&json, &edited("\"version\":2", "\"version\":3"), "format `metal-candle index` 3");
     damage(&json, &edited("\"dimensions\":4", "\"dimensions\":0"), "`dimensions` is 0");
     damage(&json, &edited("\"fingerprint\":[]", "\"fingerprint\":[1]"), "`fingerprint` has 1 numbers");
     damage(&json, &vec![b' '; (16 << 20) + 1], "larger than 16 MiB");

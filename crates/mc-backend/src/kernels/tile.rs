@@ -114,7 +114,10 @@ pub(crate) fn multiply(
     if rows == 0 || cols == 0 {
         return;
     }
-    let holds = |len, rows: usize, stride: usize, width: usize| width == 0 || (rows - 1) * stride + width <= len;
+    let holds = |len, rows: usize, stride: usize, width: usize| {
+        let end = stride.checked_mul(rows - 1).and_then(|last| last.checked_add(width));
+        width == 0 || end.is_some_and(|end| end <= len)
+    };
     assert!(holds(a.len(), rows.next_multiple_of(ROWS), a_stride, depth), "rows of a product out of bounds");
     assert!(holds(b.len(), cols.div_ceil(LANES), b_stride, LANES * depth), "panels of a product out of bounds");
     assert!(holds(c.len(), rows, c_stride, cols), "result of a product out of bounds");

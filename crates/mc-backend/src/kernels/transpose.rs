@@ -51,7 +51,8 @@ pub(crate) fn columns<T: Element>(x: &[T], stride: usize, to: &mut [[u32; LANES]
     if has_avx512() {
         let width = to.len() * size_of::<u32>() / size_of::<T>();
         assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
-        assert!(width == 0 || (LANES - 1) * stride + width <= x.len(), "rows of columns out of bounds");
+        let end = stride.checked_mul(LANES - 1).and_then(|last| last.checked_add(width));
+        assert!(width == 0 || end.is_some_and(|end| end <= x.len()), "rows of columns out of bounds");
         // SAFETY: the CPU has AVX-512, and 16 rows of so many units are in bounds.
         #[allow(unsafe_code)]
         unsafe {
@@ -102,7 +103,8 @@ pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]
 
 #[cfg(target_arch = "x86_64")]
 fn check_rows(len: usize, stride: usize, pairs: usize) {
-    assert!(pairs == 0 || stride > 0 && (2 * pairs - 1) * stride + LANES <= len, "rows of pairs out of bounds");
+    let end = (2 * pairs).saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(LANES));
+    assert!(pairs == 0 || stride > 0 && end.is_some_and(|end| end <= len), "rows of pairs out of bounds");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -246,5 +248,27 @@ mod tests {
             transpose_matrix(&x, (high, wide), &mut to);
             assert!((0..x.len()).all(|e| to[e % wide * high + e / wide] == x[e]));
         }
+    }
+
+    /// What the loops rely on is asked for, also where a product would wrap around.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_out_of_bounds_is_refused() {
+        let fails = |f: &dyn Fn() -> bool| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+        if !has_avx512() {
+            return;
+        }
+        let (x, halves) = ([0.5f32; 16 * 20], [bf16::ONE; 16 * 20]);
+        for stride in [17, usize::MAX / 15 + 2, usize::MAX] {
+            assert!(fails(&|| columns(&x[..16 * 17 - 2], stride, &mut [[0; LANES]; LANES])), "{stride}");
+            assert!(fails(&|| rounded_pairs(&x[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");
+            assert!(fails(&|| pairs(&halves[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");
+        }
+        assert!(fails(&|| columns(&x, 17, &mut [[0; LANES]; 3])), "part of a square");
+        assert!(fails(&|| pairs(&halves, 0, &mut [[0; LANES]; 2])));
+        assert!(
+            columns(&x[..16 * 17 - 1], 17, &mut [[0; LANES]; LANES])
+                && pairs(&halves[..3 * 17 + 16], 17, &mut [[0; LANES]; 2])
+        );
     }
 }

@@ -70,7 +70,10 @@ pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Resul
     fs::read_dir(folder).map_err(Error::io(folder))?;
     let except = except.canonicalize().map_err(Error::io(except))?;
     let (mut files, mut skipped) = (vec![], vec![]);
-    let entries = WalkBuilder::new(folder).require_git(false).filter_entry(move |e| e.path() != except).build();
+    // What the folder holds says what is read of it, not what lies above it or what its user ignores elsewhere.
+    let mut builder = WalkBuilder::new(folder);
+    builder.require_git(false).parents(false).git_global(false).git_exclude(false);
+    let entries = builder.filter_entry(move |e| e.path() != except).build();
     for entry in entries {
         let entry = match entry {
             Ok(entry) => entry,

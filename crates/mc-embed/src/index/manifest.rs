@@ -13,7 +13,7 @@ const NAME: &str = "index.json";
 const LOCK: &str = "lock";
 const FORMAT: &str = "metal-candle index";
 /// Readers refuse any other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A configuration with a vector in it is a few dozen KB.
 const MAX_READ: u64 = 16 << 20;
 
