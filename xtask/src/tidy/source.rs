@@ -12,6 +12,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/search.rs",
+    "crates/mc-backend/src/kernels/tall.rs",
     "crates/mc-backend/src/kernels/tile.rs",
     "crates/mc-backend/src/kernels/transpose.rs",
     "crates/mc-backend/src/pool.rs",

@@ -11,6 +11,7 @@ pub(crate) mod rows;
 pub(crate) mod scratch;
 pub mod search;
 pub(crate) mod simd;
+pub(crate) mod tall;
 pub(crate) mod tile;
 pub(crate) mod transpose;
 

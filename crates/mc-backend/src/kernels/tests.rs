@@ -8,7 +8,7 @@ use super::{
     few::{self, Factor, Low},
     operand::{Matrix, Panels, Part, Rows, round, widen},
     scratch::Scratch,
-    simd,
+    simd, tall,
     tile::{Arithmetic, LANES, Start},
     transpose,
 };
@@ -289,6 +289,28 @@ proptest! {
             let terms = (depth.start * per..depth.end * per).map(term);
             Sum::of(terms.chain([f64::from(first)])).check(*c, 1e-6);
         }
+    }
+
+    /// Bit for bit, where the right side is part of wider rows, with anything behind it.
+    #[test]
+    fn tall_products_are_those_with_panels(
+        arithmetic in arithmetics(),
+        (rows, n, cols) in (1usize..30, 1usize..150, 1usize..300),
+        (gap, seed) in (0usize..40, any::<u64>()),
+    ) {
+        let left = Rows::of(arithmetic, &noise(rows * n, seed), n);
+        let mut right = Rows::new(arithmetic, n, &[cols, gap]);
+        right.units.fill(f32::NAN.to_bits());
+        let numbers = noise(n * cols, !seed);
+        for (units, x) in right.units.chunks_exact_mut(right.stride).zip(numbers.chunks_exact(cols)) {
+            round(arithmetic, x, units);
+        }
+        let part = Part { depth: 0, col: 0, size: (n, cols), matrix: right.matrix(0), transposed: false };
+        let panels = Panels::pack_here(arithmetic, arithmetic.units(n), cols, &[part]);
+        let mut expected = vec![0f32; rows * cols];
+        panels.multiply(rows, left.left(), Start::Zero, (&mut expected, cols));
+        let found = tall::multiply(&left, rows, &right, (n, cols));
+        prop_assert!(found.len() == rows * cols && found.iter().zip(&expected).all(|(a, b)| same(*a, *b)));
     }
 
     /// Exactly, whatever the bits, with zero after an odd number.

@@ -253,7 +253,7 @@ unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Plac
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     //! The tiles in AVX-512. All functions are unsafe for the same reason: `Place` holds raw pointers.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
@@ -261,12 +261,12 @@ mod avx512 {
     use std::arch::x86_64::*;
 
     /// The one instruction in which the precisions differ.
-    trait MultiplyAdd {
+    pub(in super::super) trait MultiplyAdd {
         /// # Safety
         /// The CPU has the instruction.
         unsafe fn run(sum: __m512, a: __m512i, b: __m512i) -> __m512;
     }
-    struct F32;
+    pub(in super::super) struct F32;
     impl MultiplyAdd for F32 {
         /// # Safety
         /// The CPU has AVX-512.
@@ -276,7 +276,7 @@ mod avx512 {
             unsafe { _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum) }
         }
     }
-    struct Bf16;
+    pub(in super::super) struct Bf16;
     impl MultiplyAdd for Bf16 {
         /// # Safety
         /// The CPU has AVX-512-BF16.

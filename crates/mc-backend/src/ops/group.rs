@@ -12,6 +12,7 @@ use crate::{
         operand::{Matrix, Panels, Part, Rows, round},
         scratch::Scratch,
         simd::simd,
+        tall,
         tile::{Arithmetic, LANES, ROWS, Start},
     },
 };
@@ -235,8 +236,9 @@ impl Group {
         }
         let (arithmetic, units) = (self.arithmetic, |n| self.arithmetic.units(n));
         let low = |rows: &Rows, width| Rows::transposed(arithmetic, rows.matrix(units(width)), n, self.rank);
-        let a = tall(&low(gradient, self.outer), self.rank, dropped.unwrap_or(input).matrix(0), (n, self.inner));
-        let b = tall(&low(input, self.inner), self.rank, gradient.matrix(0), (n, self.outer));
+        let read = dropped.unwrap_or(input);
+        let a = tall::multiply(&low(gradient, self.outer), self.rank, read, (n, self.inner));
+        let b = tall::multiply(&low(input, self.inner), self.rank, gradient, (n, self.outer));
         let device = &candle_core::Device::Cpu;
         let mut gradients = vec![];
         for (m, l) in self.low() {
@@ -273,32 +275,6 @@ impl Group {
         few::times_transposed(n, x, &factors.collect::<Vec<_>>(), y);
         Ok(())
     }
-}
-
-/// `left·m` where the depth is the long side: left holds `rows` rows of n numbers, m is `(n, cols)` → `(rows, cols)`.
-fn tall(left: &Rows, rows: usize, m: Matrix, (n, cols): (usize, usize)) -> Vec<f32> {
-    /// Columns that one unit of work packs and multiplies.
-    const UNIT: usize = 4 * LANES;
-    let arithmetic = left.arithmetic;
-    let parts: Vec<Vec<f32>> = (0..cols.div_ceil(UNIT))
-        .into_par_iter()
-        .map(|u| {
-            let width = UNIT.min(cols - u * UNIT);
-            let part = Part { depth: 0, col: 0, size: (n, width), matrix: m.from(u * UNIT), transposed: false };
-            let panels = Panels::pack_here(arithmetic, arithmetic.units(n), width, &[part]);
-            let mut c = vec![0f32; rows * width];
-            panels.multiply(rows, left.left(), Start::Zero, (&mut c, width));
-            c
-        })
-        .collect();
-    let mut out = vec![0f32; rows * cols];
-    for (u, part) in parts.iter().enumerate() {
-        let width = part.len() / rows.max(1);
-        for (row, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(width.max(1))) {
-            row[u * UNIT..u * UNIT + width].copy_from_slice(part);
-        }
-    }
-    out
 }
 
 /// A product with its low-rank part, ready to run on blocks of rows from several threads.
