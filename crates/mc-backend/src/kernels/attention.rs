@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
+use half::bf16;
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
@@ -162,7 +163,9 @@ impl<'a> View<'a> {
             match m.from(i * m.stride).elements {
                 Elements::F32(x) => round(arithmetic, &x[..d], units),
                 Elements::BF16(x) if arithmetic == Arithmetic::BF16 => {
-                    bytemuck::cast_slice_mut(units)[..d].copy_from_slice(&x[..d]);
+                    let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
+                    halves[d..].fill(bf16::ZERO);
+                    halves[..d].copy_from_slice(&x[..d]);
                 }
                 other => {
                     let wide: Vec<f32> = (0..d).map(|j| other.get(j)).collect();
@@ -254,14 +257,15 @@ pub(crate) fn forward(
     let (arithmetic, d, width) = (packed.arithmetic, s.dim, s.heads * s.dim);
     let keys = s.keys_of_tile(b, &tile);
     let n = keys.len();
-    let mut scores = vec![0f32; tile.len() * n];
+    let mut scores = Scratch::new(tile.len() * n);
+    let scores = scores.f32();
     let mut p = Rows::new(arithmetic, tile.len(), &[n]);
     let mut inverse = vec![0f32; tile.len()];
     for h in 0..s.heads {
         let head = packed.head(s, b, h);
         let rows = q.rows(arithmetic, (b, tile.start, h), (tile.len(), d));
         let whole = 0..head.keys_t.depth;
-        head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut scores, n));
+        head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut *scores, n));
         for (i, row) in tile.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
             s.add_bias(x, (row, h), keys.start);
@@ -423,17 +427,16 @@ fn backward(
 ) {
     let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
     let (mut dk_t, mut dv_t) = (vec![0f32; d * s.keys], vec![0f32; d * s.keys]);
-    let (mut p, mut ds) = (vec![], vec![]);
+    let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries) * s.keys));
     for tile in s.tiles(TILE) {
         let keys = s.keys_of_tile(b, &tile);
         let (rows, n) = (tile.len(), keys.len());
         let (at, size) = ((b, tile.start, h), (rows, d));
         let (q, g) = (q.rows(arithmetic, at, size), g.rows(arithmetic, at, size));
-        p.resize(rows * n, 0.0);
-        ds.resize(rows * n, 0.0);
+        let [p, ds] = [&mut p, &mut ds].map(|x| &mut x.f32()[..rows * n]);
         let whole = || (0..head.keys_t.depth, keys.clone());
-        head.keys_t.multiply_part(rows, q.left(), whole(), Start::Zero, (&mut p, n));
-        head.values_t.multiply_part(rows, g.left(), whole(), Start::Zero, (&mut ds, n));
+        head.keys_t.multiply_part(rows, q.left(), whole(), Start::Zero, (&mut *p, n));
+        head.values_t.multiply_part(rows, g.left(), whole(), Start::Zero, (&mut *ds, n));
         let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
         for (i, row) in tile.clone().enumerate() {
             let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
@@ -445,7 +448,7 @@ fn backward(
         let depth = arithmetic.units(keys.start);
         let (part, dq) = ((depth..depth + ds_rows.stride, 0..d), &mut dq[tile.start * d..tile.end * d]);
         head.keys.multiply_part(rows, ds_rows.left(), part, Start::Zero, (dq, d));
-        for (left, right, sum) in [(&g, &p, &mut dv_t), (&q, &ds, &mut dk_t)] {
+        for (left, right, sum) in [(&g, &*p, &mut dv_t), (&q, &*ds, &mut dk_t)] {
             let left = Rows::transposed(arithmetic, left.matrix(0), rows, d);
             let part = Part { depth: 0, col: 0, size: (rows, n), matrix: Matrix::f32(right, n), transposed: false };
             let right = Panels::pack_here(arithmetic, arithmetic.units(rows), n, &[part]);

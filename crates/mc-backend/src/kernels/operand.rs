@@ -7,7 +7,7 @@
 //! those of encoders ([`crate::ops::Projections`]).
 
 use super::{
-    scratch::{Scratch, zeros},
+    scratch::Scratch,
     simd::{self, Element, simd},
     tile::{self, Arithmetic, LANES, ROWS, Start},
     transpose,
@@ -47,16 +47,17 @@ impl<'a> Matrix<'a> {
 pub(crate) struct Rows {
     pub(crate) arithmetic: Arithmetic,
     /// With padding after the last row, so that whole tiles may be read.
-    pub(crate) units: Vec<u32>,
+    pub(crate) units: Scratch,
     /// Units of a row.
     pub(crate) stride: usize,
 }
 
 impl Rows {
-    /// `n` rows of zeros for segments of these widths.
+    /// `n` rows for segments of these widths, to be filled: what is in them may be NaN, which a zero of the right side
+    /// does not take away.
     pub(crate) fn new(arithmetic: Arithmetic, n: usize, segments: &[usize]) -> Self {
         let stride = segments.iter().map(|w| arithmetic.units(*w)).sum();
-        Self { arithmetic, units: zeros(n.next_multiple_of(ROWS) * stride), stride }
+        Self { arithmetic, units: Scratch::new(n.next_multiple_of(ROWS) * stride), stride }
     }
 
     /// These numbers, `(n, width)`, rounded.

@@ -15,7 +15,7 @@ use crate::{
         self,
         operand::{Rows, round, round_rows, widen},
         rows,
-        scratch::Scratch,
+        scratch::{Scratch, zeros},
         tile::Start,
     },
 };
@@ -113,7 +113,7 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
         return Tensor::from_vec(y, x.shape(), x.device());
     }
 
-    let mut y = vec![0f32; n * d];
+    let mut y = zeros(n * d);
     let arithmetic = wide.arithmetic;
     let (mut h, mut act) = (wide.input_rows(n), narrow.input_rows(n));
     let mut gate_up = tracked.then(|| Rows::new(arithmetic, n, &[outer]));
@@ -154,11 +154,11 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     drop((first, second, x_slice));
 
     let Some(gate_up) = gate_up else { return Tensor::from_vec(y, x.shape(), x.device()) };
-    let saved = x.detach();
+    let (saved, h, act) = (x.detach(), wide.keep(h), narrow.keep(act));
     graft_with(&x, &trained, Value::cpu(y, x.shape()), move |g| {
         let x = kernels::slice(&saved)?;
         let g_slice = kernels::slice(g)?;
-        let mut dx = vec![0f32; n * d];
+        let mut dx = zeros(n * d);
         let (mut g_rows, mut d_wide) = (narrow.gradient_rows(n), wide.gradient_rows(n));
         let (first, second) = (narrow.backward(true)?, wide.backward(true)?);
         let (g_stride, wide_stride) = (g_rows.stride, d_wide.stride);

@@ -129,9 +129,18 @@ impl Group {
         Rows::new(self.arithmetic, n, &[self.inner, self.rank])
     }
 
-    /// Rows for the gradient of the output and its low-rank parts.
+    /// What [`Group::gradients`] reads of the input: nothing where there are no low-rank parts.
+    pub(super) fn keep(&self, input: Rows) -> Rows {
+        if self.rank > 0 { input } else { Rows::new(self.arithmetic, 0, &[]) }
+    }
+
+    /// Rows for the gradient of the output and its low-rank parts; zero in columns that belong to no output.
     pub(super) fn gradient_rows(&self, n: usize) -> Rows {
-        Rows::new(self.arithmetic, n, &[self.outer, self.rank])
+        let mut rows = Rows::new(self.arithmetic, n, &[self.outer, self.rank]);
+        if self.outputs().any(|out| !out.len().is_multiple_of(LANES)) {
+            rows.units.fill(0);
+        }
+        rows
     }
 
     /// The product of the forward pass: [`Group::input_rows`] → `(n, outer)`.

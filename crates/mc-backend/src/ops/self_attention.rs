@@ -340,6 +340,7 @@ impl Block {
         let [q, k, v] = self.views(Matrix::f32(turned.f32(), outer));
         let y = self.attend(&x_slice, &shape, (q, k, v), &mut saved.attended, &mut saved.sums)?;
         drop(x_slice);
+        (saved.h, saved.attended) = (self.qkv.keep(saved.h), self.o.keep(saved.attended));
         let value = Value::cpu(y, x.shape());
         let detached = x.detach();
         graft_with(x, trained, value, move |g| self.backward(&detached, &shape, &saved, g))

@@ -1,6 +1,6 @@
 //! Attention and its gradients against plain loops in `f64`.
 
-use super::{Numbers, Sum, arithmetics, mix, noise, poison, rounded};
+use super::{Numbers, Sum, arithmetics, mix, noise, rounded};
 use crate::kernels::{
     attention::{self, Gradients, Packed, Shape, View},
     operand::Matrix,
@@ -135,8 +135,6 @@ proptest! {
         // Besides f32 sums, with bf16 the probabilities and their gradients are rounded to 8 bits.
         let error = if arithmetic == Arithmetic::BF16 { 1.0 / 256.0 + 4e-6 } else { 4e-6 };
 
-        rayon::broadcast(|_| poison());
-        poison();
         let width = s.heads * s.dim;
         let mut out = vec![f32::NAN; s.batch * s.queries * width];
         let mut sums = vec![f32::NAN; s.batch * s.queries * s.heads];
