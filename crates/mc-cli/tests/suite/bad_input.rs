@@ -221,7 +221,12 @@ fn names_of_models_and_outputs() {
         call("an empty directory", write("empty/readme", ""), "inspect empty", "empty: no config.json"),
         call("modules as model", write("parts/modules.json", "[]"), "generate --prompt a --model parts", EMBEDDING),
         call("modules inspected", write("parts/modules.json", "[]"), "inspect parts", EMBEDDING),
-        call("modules finetuned", write("parts/modules.json", "[]"), "finetune --model parts", EMBEDDING),
+        call(
+            "modules finetuned",
+            write("parts/modules.json", "[]"),
+            "finetune --model parts --data data.jsonl --output out",
+            EMBEDDING,
+        ),
         call("an adapter as model", nothing(), "generate --prompt a --model adapter", "adapter: no config.json"),
         call("a model as adapter", nothing(), &format!("{GENERATE} --adapter model"), "model: no adapter_config.json"),
         call("no such adapter", nothing(), &format!("{GENERATE} --adapter adapter2"), "adapter2: no such directory"),
