@@ -81,7 +81,7 @@ pub struct Progress {
 
 impl EmbeddingModel {
     /// The model that a name means: a known one, an id on the hub, or a directory, of sentence-transformers or of a bare
-    /// encoder, whose tokens are averaged.
+    /// encoder, whose tokens are averaged. It computes in the dtype of its file; [`EmbeddingModel::load`] takes another.
     ///
     /// # Errors
     /// If there is no such model, or its files are not what they should be.

@@ -216,6 +216,7 @@ mod tests {
             format!("[{}]", token(json!("3"), "x")),
             format!("[{}]", token(Value::Null, "x")),
             format!("[{}]", token(json!(3), "")),
+            format!("[{}]", token(json!(3), "x").replace(r#""id":3,"#, "")),
         ]
         .into();
         let mut files: Vec<String> = vec![
