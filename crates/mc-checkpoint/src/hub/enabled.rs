@@ -133,7 +133,7 @@ fn folders(snapshot: &Path) -> (String, Vec<String>) {
     let modules: Option<Vec<Module>> = modules.and_then(|text| serde_json::from_slice(&text).ok());
     let folder = |module: Module| {
         let parts = module.path.split('/').filter(|part| !matches!(*part, "" | "."));
-        parts.map(|part| format!("{part}/")).collect::<String>()
+        parts.fold(String::new(), |folder, part| folder + part + "/")
     };
     // One that leads out of the snapshot has no file that the hub may list.
     let mut folders = modules.into_iter().flatten().map(folder);
