@@ -108,7 +108,7 @@ pub(crate) fn open_dir(global: &Global, name: Option<&str>) -> Result<ModelDir> 
 }
 
 /// As [`open_dir`], of a model that continues texts.
-fn open_decoder(global: &Global, name: Option<&str>) -> Result<ModelDir> {
+pub(crate) fn open_decoder(global: &Global, name: Option<&str>) -> Result<ModelDir> {
     let dir = open_dir(global, name)?;
     if dir.read("config.json")?.is_none() {
         let what = format!("{}: no config.json, but modules.json: an embedding model", dir.name());

@@ -157,7 +157,8 @@ impl Reading {
     fn of(config: &Object, [task, output, name]: Task) -> Result<Self> {
         let unsupported = |field: &str, found: &Value| Err(config.wrong(field, found, "nothing: it is not supported"));
         // Arguments of the functions that load, by their name of today and of before, which goes first. What is known says how
-        // files are found, how a batch is padded, how fast it goes and how ids become text, and changes no vector.
+        // files are found, how a batch is padded, how fast it goes and how ids become text, and changes no vector; the dtype
+        // is the caller's choice here.
         let known = ["cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"];
         let tokenizer =
             ["model_max_length", "truncation_side", "padding_side", "use_fast", "clean_up_tokenization_spaces"];

@@ -220,6 +220,7 @@ fn names_of_models_and_outputs() {
         call("offline", nothing(), "inspect owner/name", "owner/name"),
         call("an empty directory", write("empty/readme", ""), "inspect empty", "empty: no config.json"),
         call("modules as model", write("parts/modules.json", "[]"), "generate --prompt a --model parts", EMBEDDING),
+        call("modules measured", write("parts/modules.json", "[]"), "bench --model parts", EMBEDDING),
         call("modules inspected", write("parts/modules.json", "[]"), "inspect parts", EMBEDDING),
         call(
             "modules finetuned",
