@@ -44,9 +44,9 @@ pub struct Progress<'a> {
 /// The local directory that holds the files of a model or adapter on the hub, downloaded where they are not yet there.
 ///
 /// `repo` is `owner/name`; `revision` a branch, tag or commit, `main` if `None`. Fetched are configuration, tokenizer,
-/// chat templates and safetensors (one file or all shards). An interrupted download is continued by the next call. If
-/// all is in the cache, one request asks whether the revision has moved, and none if `offline` is set; if the hub
-/// cannot be reached, a complete copy in the cache is used.
+/// chat templates and safetensors (one file or all shards), in the folders that `modules.json` names too. An
+/// interrupted download is continued by the next call. If all is in the cache, one request asks whether the revision
+/// has moved, and none if `offline` is set; if the hub cannot be reached, a complete copy in the cache is used.
 ///
 /// # Errors
 /// If the repository or a file it needs is not there, the hub cannot be reached and the cache has no complete copy,

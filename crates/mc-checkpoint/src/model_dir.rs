@@ -15,7 +15,7 @@ use std::{
 
 const CONFIG: &str = "config.json";
 /// What sentence-transformers writes; the model itself may then be in a folder of the directory.
-const MODULES: &str = "modules.json";
+pub(crate) const MODULES: &str = "modules.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";

@@ -133,6 +133,7 @@ fn tiny() -> Hub {
         ("config.json", br#"{"model_type": "qwen2"}"#.to_vec()),
         ("tokenizer.json", b"{}".to_vec()),
         ("additional_chat_templates/tool use.jinja", b"{{ tools }}".to_vec()),
+        ("modules.json", br#"[{"path": ""}, {"path": "1_Pooling"}]"#.to_vec()),
         ("1_Pooling/config.json", b"{\"pooling_mode\": \"mean\"}".to_vec()),
         ("README.md", b"# not wanted".to_vec()),
         ("pytorch_model.bin", vec![0; 10]),
@@ -318,6 +319,60 @@ fn all_shards_are_fetched() {
     assert_eq!(get(&config).unwrap(), path);
     fs::remove_file(path.join("b.safetensors")).unwrap();
     assert!(get(&config).is_err());
+}
+
+/// A model of parts, each in a folder with what it needs, its weights in one file or in shards.
+#[test]
+fn the_folders_of_modules_are_fetched() {
+    for own in ["", "0_Transformer/", "parts/0/"] {
+        let index = br#"{"weight_map": {"w1": "a.safetensors", "w2": "b.safetensors"}}"#.to_vec();
+        let modules = format!(
+            r#"[{{"path": "{own}"}}, {{"path": "./1_Pooling"}}, {{"path": "2_Dense"}}, {{"path": "Dense two/"}},
+                {{"path": "../outside"}}, {{"path": "/etc"}}, {{"path": "9_Normalize"}}]"#
+        );
+        let own_files = [
+            ("config.json", b"{}".to_vec()),
+            ("tokenizer.json", b"{}".to_vec()),
+            ("tokenizer_config.json", b"{}".to_vec()),
+            ("sentence_roberta_config.json", b"{}".to_vec()),
+            ("sentence_xlm-roberta_config.json", b"{}".to_vec()),
+            ("model.safetensors.index.json", index.clone()),
+            ("a.safetensors", tensors(1)),
+            ("b.safetensors", tensors(2)),
+        ];
+        let mut files: BTreeMap<String, Vec<u8>> =
+            own_files.into_iter().map(|(name, content)| (format!("{own}{name}"), content)).collect();
+        let parts = [
+            ("modules.json", modules.clone().into_bytes()),
+            ("1_Pooling/config.json", b"{}".to_vec()),
+            ("2_Dense/config.json", b"{}".to_vec()),
+            ("2_Dense/model.safetensors", tensors(3)),
+            ("Dense two/config.json", b"{}".to_vec()),
+            ("Dense two/model.safetensors.index.json", index),
+            ("Dense two/a.safetensors", tensors(4)),
+            ("Dense two/b.safetensors", tensors(5)),
+        ];
+        files.extend(parts.map(|(name, content)| (name.to_string(), content)));
+        let wanted = files.clone();
+        let unwanted = ["onnx/model.safetensors", "3_Other/config.json", "2_Dense/pytorch_model.bin", "sentence.json"];
+        files.extend(unwanted.map(|name| (name.to_string(), b"{}".to_vec())));
+        // Listed only; without it the model is whole.
+        let hub = Hub { ghosts: vec!["2_Dense/tokenizer.json".into()], files, ..tiny() };
+        let (server, cache) = (serve(hub), tempfile::tempdir().unwrap());
+        let mut config = config(&server, &cache);
+        let mut last = String::new();
+        let path = fetch(&config, "org/tiny", None, &mut |p| last = p.file.into()).unwrap();
+        assert_eq!(last, format!("{own}b.safetensors"), "what tells a whole snapshot comes last");
+        assert!(unwanted.iter().all(|name| !path.join(name).exists()));
+        for (name, content) in &wanted {
+            assert_eq!(&fs::read(path.join(name)).unwrap(), content, "{name}");
+        }
+        assert_eq!(ModelDir::open(path.join(own)).unwrap().weights().unwrap().names(), ["w1", "w2"]);
+        config.offline = true;
+        assert_eq!(get(&config).unwrap(), path);
+        fs::remove_file(path.join(own).join("b.safetensors")).unwrap();
+        assert!(get(&config).is_err());
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
     finetune::targets,
     global::Global,
     report,
-    source::{self, open_dir},
+    source::{self, open_decoder},
 };
 use anyhow::Result;
 use metal_candle::{
@@ -90,7 +90,7 @@ pub(crate) fn run(global: &Global, args: &Args, start: Instant) -> Result<()> {
         return texts::run(global, args, file);
     }
     let adapter = adapter_config(args)?;
-    let dir = open_dir(global, args.model.as_deref())?;
+    let dir = open_decoder(global, args.model.as_deref())?;
     check_lengths(args, &ModelConfig::read(&dir)?)?;
     let model = global.loader()?.load_dir(&dir)?;
     let bench = Bench { global, args, model: &model };

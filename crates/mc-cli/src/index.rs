@@ -57,7 +57,8 @@ pub(crate) struct Args {
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let start = Instant::now();
     let documents = documents(args)?;
-    let no_directory = !args.output.exists();
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<&Path> = args.output.ancestors().take_while(is_missing).collect();
     let (mut index, name, model, is_new) = match DocumentIndex::open(&args.output) {
         Ok(index) => {
             let vectors = args.vectors.as_deref().map_or(Ok(index.vectors().config().vectors), str::parse)?;
@@ -82,8 +83,9 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     watch.end();
     if is_new && index.vectors().is_empty() {
         // Nothing is in it that anybody could miss.
-        if index.delete().is_ok() && no_directory {
-            let _ = fs::remove_dir(&args.output);
+        if index.delete().is_ok() {
+            // Those that something else has come into stay.
+            let _ = missing.into_iter().try_for_each(fs::remove_dir);
         }
         for line in of_skipped(&update?) {
             global.say(line);

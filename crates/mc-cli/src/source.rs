@@ -24,7 +24,7 @@ pub(crate) struct Source {
 impl Source {
     /// Opens a directory, a hub id, or the embedded model where there is no name.
     pub(crate) fn open(global: &Global, name: Option<&str>) -> Result<Self> {
-        let dir = open_dir(global, name)?;
+        let dir = open_decoder(global, name)?;
         let (tokenizer, chat_template) = text_of(&dir)?;
         let config = ModelConfig::read(&dir)?;
         Ok(Self { dir, config, tokenizer, chat_template })
@@ -32,7 +32,7 @@ impl Source {
 
     /// As [`Source::open`], and loads the model meanwhile: reading a tokenizer takes longer than mapping weights.
     pub(crate) fn open_and_load(global: &Global, name: Option<&str>) -> Result<(Self, Model)> {
-        let dir = open_dir(global, name)?;
+        let dir = open_decoder(global, name)?;
         let loader = global.loader()?;
         let (text, model) = std::thread::scope(|scope| {
             let model = scope.spawn(|| Ok::<_, anyhow::Error>((ModelConfig::read(&dir)?, loader.load_dir(&dir)?)));
@@ -105,6 +105,16 @@ pub(crate) fn open_dir(global: &Global, name: Option<&str>) -> Result<ModelDir> 
             e => e.into(),
         }),
     }
+}
+
+/// As [`open_dir`], of a model that continues texts.
+pub(crate) fn open_decoder(global: &Global, name: Option<&str>) -> Result<ModelDir> {
+    let dir = open_dir(global, name)?;
+    if dir.read("config.json")?.is_none() {
+        let what = format!("{}: no config.json, but modules.json: an embedding model", dir.name());
+        return Err(wrong(what, "metal-candle embed makes vectors with it; name a model that continues texts"));
+    }
+    Ok(dir)
 }
 
 /// Where and in what a model computes, for people.

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{batches, finite, tokens_at_once},
+    batches::{finite, tokens_at_once},
     directory::Directory,
     modules::Reading,
     tokens::Tokens,
@@ -74,7 +74,12 @@ impl CrossEncoder {
             let hint = Some("a reranker has one label; a classifier with several is something else");
             return Err(directory.error("config.json", &problem, hint));
         }
-        let tokens = Tokens::read(&directory, Reading::default(), &**classifier.encoder())?;
+        // As sentence-transformers has it, of a directory that it wrote itself.
+        let reading = match directory.value("modules.json")? {
+            Some(_) => Reading::read(&directory, ["sequence-classification", "logits", "scores"])?,
+            None => Reading::default(),
+        };
+        let tokens = Tokens::read(&directory, reading, &**classifier.encoder())?;
         let activation = activation(&directory)?;
         Ok(Self { classifier, tokens, activation })
     }
@@ -93,18 +98,21 @@ impl CrossEncoder {
                 tracing::warn!("{cut} of {} pairs are cut at {} tokens", documents.len(), self.tokens.limit);
             }
             let lengths: Vec<usize> = encoded.iter().map(|pair| pair.ids.len()).collect();
-            let (order, batches) = batches(&lengths, tokens_at_once(self.classifier.encoder().device()));
+            let at_once = tokens_at_once(self.classifier.encoder().device());
             let mut scores = vec![0f32; documents.len()];
-            for batch in batches {
-                let batch = &order[batch];
-                let logits = finite(batch, |pairs| self.logits(&encoded, pairs))?;
-                for (pair, logit) in batch.iter().zip(logits) {
-                    scores[*pair] = match self.activation {
-                        Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
-                        Activation::Identity => logit,
-                    };
-                }
-            }
+            finite(
+                &lengths,
+                at_once,
+                |pairs| self.logits(&encoded, pairs),
+                |pairs, logits| {
+                    for (pair, logit) in pairs.iter().zip(logits) {
+                        scores[*pair] = match self.activation {
+                            Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+                            Activation::Identity => *logit,
+                        };
+                    }
+                },
+            )?;
             Ok(scores)
         })
     }

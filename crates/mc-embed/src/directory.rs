@@ -101,6 +101,14 @@ impl Object {
         size.map(Some).ok_or_else(|| self.wrong(field, found, "a whole number of at least 1"))
     }
 
+    /// A number of tokens of at least 1, if the field is there. Where there is no limit, transformers writes 10^30.
+    pub(crate) fn limit(&self, field: &str) -> Result<Option<usize>> {
+        match self.number(field) {
+            Some(n) if n > f64::from(1 << 30) => Ok(Some(usize::MAX)),
+            _ => self.size(field),
+        }
+    }
+
     /// The object of a field; an empty one where the field is missing.
     pub(crate) fn object(&self, field: &str) -> Result<Self> {
         match self.get(field) {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{batches, finite, tokens_at_once},
+    batches::{finite, tokens_at_once},
     directory::Directory,
     known::EmbeddingModelType,
     modules::{Recipe, Step, normalized},
@@ -81,7 +81,7 @@ pub struct Progress {
 
 impl EmbeddingModel {
     /// The model that a name means: a known one, an id on the hub, or a directory, of sentence-transformers or of a bare
-    /// encoder, whose tokens are averaged.
+    /// encoder, whose tokens are averaged. It computes in the dtype of its file; [`EmbeddingModel::load`] takes another.
     ///
     /// # Errors
     /// If there is no such model, or its files are not what they should be.
@@ -239,16 +239,15 @@ impl EmbeddingModel {
             let lengths: Vec<usize> = encoded.iter().map(|text| text.ids.len()).collect();
             let mut vectors = vec![0f32; texts.len() * width];
             let at_once = options.batch_tokens.unwrap_or_else(|| tokens_at_once(self.encoder.device()));
-            let (order, batches) = batches(&lengths, at_once);
-            for batch in batches {
-                let end = batch.end;
-                let batch = &order[batch];
-                let rows = finite(batch, |texts| self.vectors(&encoded, texts, prompt, width))?;
+            let mut done = 0;
+            let compute = |batch: &[usize]| self.vectors(&encoded, batch, prompt, width);
+            finite(&lengths, at_once, compute, |batch, rows| {
                 for (text, row) in batch.iter().zip(rows.chunks_exact(width)) {
                     vectors[text * width..(text + 1) * width].copy_from_slice(row);
                 }
-                observer(Progress { texts: end, of: texts.len() });
-            }
+                done += batch.len();
+                observer(Progress { texts: done, of: texts.len() });
+            })?;
             let vectors = Tensor::from_vec(vectors, (texts.len(), width), self.encoder.device())?;
             Ok(Embedded { vectors, truncated, tokens: lengths.iter().sum() })
         })

@@ -164,12 +164,12 @@ impl VectorIndex {
         Self::with(dir, manifest)
     }
 
-    /// Removes the files of the index; its directory stays, and what else may be in it.
+    /// Removes the files of the index, damaged ones too; its directory stays, and what else may be in it.
     ///
     /// # Errors
     /// If another process writes it, has changed it since it was opened, or a file cannot be removed.
     pub fn delete(self) -> Result<()> {
-        manifest::delete(&self.dir, self.lock()?)
+        manifest::delete(&self.dir, self.lock_as_opened()?)
     }
 
     /// Where it is.
@@ -270,15 +270,20 @@ impl VectorIndex {
 
     /// The right to change the index as it was opened, and as it was written: what is damaged would be copied.
     pub(crate) fn lock(&self) -> Result<Lock> {
-        let lock = manifest::lock(&self.dir)?;
-        if Manifest::read(&self.dir)?.generation != self.manifest.generation {
-            return Err(Error::Busy { dir: self.dir.clone(), what: "another run has changed this index meanwhile" });
-        }
+        let lock = self.lock_as_opened()?;
         if self.rows.checksum()? != self.manifest.checksum {
             return Err(Error::invalid(
                 &self.manifest.rows_file(&self.dir),
                 "not what was written: bytes have changed",
             ));
+        }
+        Ok(lock)
+    }
+
+    fn lock_as_opened(&self) -> Result<Lock> {
+        let lock = manifest::lock(&self.dir)?;
+        if Manifest::read(&self.dir)?.generation != self.manifest.generation {
+            return Err(Error::Busy { dir: self.dir.clone(), what: "another run has changed this index meanwhile" });
         }
         Ok(lock)
     }

@@ -11,7 +11,7 @@ use candle_core::{D, DType, Device, Tensor};
 use mc_backend::{Weight, ops};
 use mc_checkpoint::{SafeTensors, WeightSource};
 use mc_text::CutSide;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What a directory says.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Recipe {
             let folder = directory.folder(path);
             match kind.rsplit('.').next().unwrap_or(kind) {
                 "Transformer" if at == 0 => {
-                    recipe.reading = Reading::read(&folder)?;
+                    recipe.reading = Reading::read(&folder, EMBED)?;
                     recipe.transformer = folder;
                 }
                 "Pooling" if at == 1 => {
@@ -89,8 +89,11 @@ impl Recipe {
                     pooled = true;
                 }
                 "Dense" if pooled => recipe.steps.push(Step::Dense(Dense::read(&folder)?)),
-                // Its folder holds nothing, and not every program keeps empty folders.
-                "Normalize" if pooled => recipe.steps.push(Step::Normalize),
+                "Normalize" if pooled => {
+                    // Its folder holds nothing as a rule, and not every program keeps empty folders.
+                    folder.json("config.json")?.iter().try_for_each(check_names)?;
+                    recipe.steps.push(Step::Normalize);
+                }
                 // Does nothing outside training.
                 "Dropout" if pooled => {}
                 "Transformer" | "Pooling" | "Dense" | "Normalize" | "Dropout" => {
@@ -135,36 +138,73 @@ impl Recipe {
     }
 }
 
+/// What a transformer is asked for: its task, what is taken of what it gives, and what the modules behind it call that.
+pub(crate) type Task = [&'static str; 3];
+const EMBED: Task = ["feature-extraction", "last_hidden_state", "token_embeddings"];
+
 impl Reading {
     /// The file is called after other architectures too.
-    fn read(folder: &Directory) -> Result<Self> {
+    pub(crate) fn read(folder: &Directory, task: Task) -> Result<Self> {
         for name in ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"] {
             if let Some(config) = folder.json(&format!("sentence_{name}_config.json"))? {
-                return Self::of(&config);
+                return Self::of(&config, task);
             }
         }
         Ok(Self::default())
     }
 
-    fn of(config: &Object) -> Result<Self> {
-        // Arguments of a tokenizer, by their name of today and of before; they go over its own file.
-        let [mut arguments, older] = [config.object("processor_kwargs")?, config.object("tokenizer_args")?];
-        // Where a batch is padded, and how files are found, changes no vector.
-        let known = ["model_max_length", "truncation_side", "padding_side", "use_fast", "trust_remote_code"];
-        let processing = config.object("processing_kwargs")?;
-        let fields = [
-            ("processor_kwargs", &arguments, &known[..]),
-            ("tokenizer_args", &older, &known),
-            ("processing_kwargs", &processing, &[]),
-        ];
-        for (field, object, known) in fields {
-            if let Some((name, found)) = object.map.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-                return Err(config.wrong(&format!("{field}.{name}"), found, "nothing: it is not supported"));
+    /// What changes a vector is done as sentence-transformers 6.2 does it, or refused.
+    fn of(config: &Object, [task, output, name]: Task) -> Result<Self> {
+        let unsupported = |field: &str, found: &Value| Err(config.wrong(field, found, "nothing: it is not supported"));
+        // Arguments of the functions that load, by their name of today and of before, which goes first. What is known says how
+        // files are found, how a batch is padded, how fast it goes and how ids become text, and changes no vector; the dtype
+        // is the caller's choice here.
+        let known = ["cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"];
+        let tokenizer =
+            ["model_max_length", "truncation_side", "padding_side", "use_fast", "clean_up_tokenization_spaces"];
+        let model = ["add_pooling_layer", "attn_implementation", "dtype", "torch_dtype", "use_safetensors"];
+        let mut arguments = vec![];
+        for (today, before, more) in [
+            ("processor_kwargs", "tokenizer_args", &tokenizer[..]),
+            ("model_kwargs", "model_args", &model),
+            ("config_kwargs", "config_args", &["use_cache"]),
+            ("processing_kwargs", "processing_kwargs", &[]),
+        ] {
+            let field = if config.map.contains_key(before) { before } else { today };
+            let object = config.object(field)?;
+            let is_known = |name: &str| more.contains(&name) || field != "processing_kwargs" && known.contains(&name);
+            if let Some((name, found)) = object.map.iter().find(|(name, _)| !is_known(name)) {
+                return unsupported(&format!("{field}.{name}"), found);
+            }
+            arguments.push(object);
+        }
+        for field in ["query_length", "document_length", "query_expansion", "tokenizer_name_or_path"] {
+            if let Some(found) = config.map.get(field).filter(|found| !found.is_null()) {
+                return unsupported(field, found);
             }
         }
-        arguments.map.extend(older.map);
-        let side = arguments.text("truncation_side").map(cut_side);
-        let limit = arguments.size("model_max_length")?.or(config.size("max_seq_length")?);
+        let expect = |field: &str, found: &Value, expected: Value| {
+            if *found == expected { Ok(()) } else { Err(config.wrong(field, found, &expected.to_string())) }
+        };
+        if let Some(found) = config.map.get("transformer_task") {
+            expect("transformer_task", found, task.into())?;
+        }
+        if let Some(modality) = config.map.get("modality_config") {
+            // Texts would be messages, behind a chat template.
+            if let Some(found) = modality.get("message") {
+                return unsupported("modality_config.message", found);
+            }
+            let expected = json!({"method": "forward", "method_output_name": output});
+            expect("modality_config.text", &modality["text"], expected)?;
+            expect("module_output_name", config.map.get("module_output_name").unwrap_or(&Value::Null), name.into())?;
+        }
+        let tokenizer = &arguments[0];
+        let limit = if tokenizer.map.contains_key("model_max_length") {
+            Some(tokenizer.limit("model_max_length")?.unwrap_or(usize::MAX))
+        } else {
+            config.limit("max_seq_length")?
+        };
+        let side = tokenizer.text("truncation_side").map(cut_side);
         Ok(Self { limit, lower_case: config.flag("do_lower_case", false)?, side })
     }
 }
@@ -179,6 +219,16 @@ fn is_causal(directory: &Directory) -> Result<bool> {
 fn read_config(folder: &Directory) -> Result<Object> {
     let hint = "a module's folder is part of the model; copy or download it whole";
     folder.json("config.json")?.ok_or_else(|| folder.error("config.json", "is missing", Some(hint)))
+}
+
+/// A module that follows the pooling changes what that made.
+fn check_names(config: &Object) -> Result<()> {
+    for field in ["module_input_name", "module_output_name"] {
+        if let Some(name) = config.text(field).filter(|name| *name != "sentence_embedding") {
+            return Err(config.wrong(field, &Value::String(name.into()), "\"sentence_embedding\""));
+        }
+    }
+    Ok(())
 }
 
 /// A pooling's configuration, as it is written today or as it was before.
@@ -267,11 +317,7 @@ impl Dense {
                 "false: a sum with its input is not supported",
             ));
         }
-        for field in ["module_input_name", "module_output_name"] {
-            if let Some(name) = config.text(field).filter(|name| *name != "sentence_embedding") {
-                return Err(config.wrong(field, &Value::String(name.into()), "\"sentence_embedding\""));
-            }
-        }
+        check_names(&config)?;
         let path = std::path::PathBuf::from(folder.name(WEIGHTS));
         if !path.is_file() {
             let hint = "weights are read from safetensors; convert pytorch_model.bin if that is what is there";

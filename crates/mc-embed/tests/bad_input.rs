@@ -308,6 +308,20 @@ fn wrong_settings() -> Result<()> {
     copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;
     copy.check("`tokenizer_args` is 3, expected an object", None);
+    // Where there is no limit, the model's own holds: that of tokenizer_config.json is replaced, and so is the file's.
+    for none in [json!(1e30), json!(10e29), Value::Null] {
+        copy.write(
+            "sentence_bert_config.json",
+            &json!({"processor_kwargs": {"model_max_length": none}, "max_seq_length": 9}),
+        )?;
+        assert_eq!(copy.load()?.max_tokens(), 64, "{none}");
+    }
+    copy.write("sentence_bert_config.json", &json!({"max_seq_length": 1e30}))?;
+    assert_eq!(copy.load()?.max_tokens(), 64);
+    // The older name goes first, with all that it says and no more.
+    let both = json!({"processor_kwargs": {"model_max_length": 30}, "tokenizer_args": {}, "max_seq_length": 9});
+    copy.write("sentence_bert_config.json", &both)?;
+    assert_eq!(copy.load()?.max_tokens(), 9);
     // Nothing is left of a text beside two special tokens.
     for limit in [1, 2] {
         copy.write("sentence_bert_config.json", &json!({"max_seq_length": limit}))?;
@@ -328,6 +342,67 @@ fn wrong_settings() -> Result<()> {
     fs::remove_file(copy.0.path().join("tokenizer.json"))?;
     let Err(error) = copy.load() else { panic!("there is no tokenizer") };
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    Ok(())
+}
+
+/// Whatever else sentence_bert_config.json says: what changes a vector is refused, and what does not is passed over.
+#[test]
+fn settings_of_a_transformer() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let expected = copy.load()?.encode_query(&["bread and paper"])?;
+    let file = "sentence_bert_config.json";
+    let unsupported = "expected nothing: it is not supported";
+    let text = |output: Value| json!({"text": {"method": "forward", "method_output_name": output}});
+    for (settings, message) in [
+        (json!({"query_length": 6}), format!("{file}: `query_length` is 6, {unsupported}")),
+        (json!({"document_length": 6}), format!("`document_length` is 6, {unsupported}")),
+        (json!({"query_expansion": {"strategy": "min"}}), format!("`query_expansion` is {{\"strategy\":\"min\"}}, {unsupported}")),
+        (json!({"tokenizer_name_or_path": "other"}), format!("`tokenizer_name_or_path` is \"other\", {unsupported}")),
+        (json!({"model_args": {"ignore_mismatched_sizes": true}}), format!("`model_args.ignore_mismatched_sizes` is true, {unsupported}")),
+        (json!({"config_kwargs": {"hidden_act": "relu"}}), format!("`config_kwargs.hidden_act` is \"relu\", {unsupported}")),
+        (json!({"processing_kwargs": {"revision": {}}}), format!("`processing_kwargs.revision` is {{}}, {unsupported}")),
+        (json!({"transformer_task": "fill-mask"}), "`transformer_task` is \"fill-mask\", expected \"feature-extraction\"".into()),
+        (
+            json!({"modality_config": text(json!("pooler_output")), "module_output_name": "token_embeddings"}),
+            "expected {\"method\":\"forward\",\"method_output_name\":\"last_hidden_state\"}".into(),
+        ),
+        (json!({"modality_config": {"image": {}}}), "`modality_config.text` is null, expected {\"method\":\"forward\",\"method_output_name\":\"last_hidden_state\"}".into()),
+        (json!({"modality_config": {"message": {}}}), format!("`modality_config.message` is {{}}, {unsupported}")),
+        (
+            json!({"modality_config": text(json!("last_hidden_state")), "module_output_name": "sentence_embedding"}),
+            "`module_output_name` is \"sentence_embedding\", expected \"token_embeddings\"".into(),
+        ),
+    ] {
+        copy.write(file, &settings)?;
+        copy.check(&message, None);
+    }
+    let harmless = json!({
+        "transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "unpad_inputs": true,
+        "modality_config": text(json!("last_hidden_state")), "query_length": null, "tokenizer_name_or_path": null,
+        "model_args": {"attn_implementation": "eager", "revision": "main", "torch_dtype": "bfloat16"},
+        "config_args": {"trust_remote_code": true}, "processor_kwargs": {"local_files_only": true, "token": "x"},
+        "processing_kwargs": {}, "max_seq_length": 48,
+    });
+    copy.write(file, &harmless)?;
+    assert_close("harmless", &copy.load()?.encode_query(&["bread and paper"])?, &expected, Tolerance::absolute(0.0));
+    // A module of another name's vectors would leave these as they are.
+    copy.write("2_Normalize/config.json", &json!({"module_input_name": "token_embeddings"}))?;
+    copy.check("`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"", None);
+    Ok(())
+}
+
+/// As sentence-transformers counts the tokens of a prompt that leaves no room for a text: the one that closes it is not one.
+#[test]
+fn a_prompt_that_fills_the_text() -> Result<()> {
+    let long = "river mountain ".repeat(20);
+    let vector = |mode: &str, include_prompt: bool| -> Result<_> {
+        let copy = Copy::of("models/bert-mean")?;
+        copy.write("sentence_bert_config.json", &json!({"max_seq_length": 12}))?;
+        copy.write("1_Pooling/config.json", &json!({"pooling_mode": mode, "include_prompt": include_prompt}))?;
+        let options = EncodeOptions { prompt: Prompt::Text(&long), ..EncodeOptions::default() };
+        Ok(copy.load()?.encode_with(&["bread"], &options, &mut |_| {})?.vectors)
+    };
+    assert_close("the last", &vector("mean", false)?, &vector("lasttoken", true)?, Tolerance::absolute(1e-6));
     Ok(())
 }
 
@@ -367,6 +442,28 @@ fn a_decoder_that_sees_what_follows() -> Result<()> {
     copy.set("config.json", "is_causal", &Value::Null)?;
     copy.set("config.json", "architectures", &json!(["LlamaModel"]))?;
     assert!(copy.load()?.describe().contains("llama, mean pooling (its directory names none)"));
+    // An encoder that was made to generate, and sees what follows for all that.
+    let copy = Copy::of("models/bert-bare")?;
+    copy.set("config.json", "architectures", &json!(["BertForCausalLM"]))?;
+    assert!(copy.load()?.describe().contains("bert, lasttoken pooling (its directory names none)"));
+    copy.set("config.json", "is_causal", &json!(false))?;
+    assert!(copy.load()?.describe().contains("bert, mean pooling (its directory names none)"));
+    Ok(())
+}
+
+/// What sentence-transformers writes beside a reranker is read as it reads it.
+#[test]
+fn settings_of_a_reranker() -> Result<()> {
+    let copy = Copy::of("cross/bert-saved")?;
+    let load = || CrossEncoder::load(copy.0.path(), &ModelLoader::new());
+    let long = "a long text of many words ".repeat(9);
+    let score = |first: &str| -> Result<_> { Ok(load()?.score("bread", &[format!("{first}{long}")])?[0]) };
+    let far = "river mountain ".repeat(6);
+    assert_ne!(score("")?, score(&far)?);
+    copy.set("sentence_bert_config.json", "max_seq_length", &json!(8))?;
+    assert_eq!(score(&far)?, score(&format!("{far}violin "))?, "what is cut makes no difference");
+    copy.set("sentence_bert_config.json", "transformer_task", &json!("text-generation"))?;
+    check_error(load(), "`transformer_task` is \"text-generation\", expected \"sequence-classification\"", None);
     Ok(())
 }
 

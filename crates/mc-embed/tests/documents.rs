@@ -218,8 +218,14 @@ fn a_model_may_move() {
     let mut index = place.create();
     let moved = TextModel { name: "moved", limit: 2, ..bag(|texts| Ok(bag_of_words(texts))) };
     assert_eq!(index.update(&moved, &mut |_| {}).unwrap().truncated, 1);
+    // Those of files that are saved before the last are counted too.
+    for name in ["c.md", "d.md"] {
+        place.write(name, "epsilon zeta eta");
+    }
+    let mut index = DocumentIndex::open(place.index()).unwrap().saved_every(1);
+    assert_eq!(index.update(&moved, &mut |_| {}).unwrap().truncated, 2);
     let again = TextModel { name: "again", ..bag(|texts| Ok(bag_of_words(texts))) };
-    assert_eq!(index.update(&again, &mut |_| {}).unwrap().unchanged, 2);
+    assert_eq!(index.update(&again, &mut |_| {}).unwrap().unchanged, 4);
     assert_eq!(DocumentIndex::open(place.index()).unwrap().vectors().config().model, "again");
     // One that reads less than a chunk makes no index.
     let dir = place.dir.path().join("other");

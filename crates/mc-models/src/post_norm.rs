@@ -80,7 +80,7 @@ impl Config {
     /// The fields that BERT has, by the names that it gives them.
     pub(crate) fn bert(fields: &Fields, model_type: String) -> Result<Self> {
         let hidden_size = fields.required_size("hidden_size", 1..=131_072)?;
-        for field in ["is_decoder", "add_cross_attention"] {
+        for field in ["is_decoder", "is_causal", "add_cross_attention"] {
             if fields.flag(field, false)? {
                 return Err(fields.error(field, "is true: this is no encoder"));
             }

@@ -48,6 +48,7 @@ fn what_a_configuration_may_not_say() {
     let kind = "`position_embedding_type` is \"relative_key\", expected \"absolute\"";
     check("bert-mean", "position_embedding_type", &json!("relative_key"), kind);
     check("bert-mean", "is_decoder", &json!(true), "`is_decoder` is true: this is no encoder");
+    check("bert-mean", "is_causal", &json!(true), "`is_causal` is true: this is no encoder");
     check(
         "bert-mean",
         "num_attention_heads",

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    model_dir::{INDEX, WEIGHTS, read_limited, stays_inside},
+    model_dir::{INDEX, MODULES, WEIGHTS, read_limited, stays_inside},
     peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
     safetensors::shards,
     write_atomic,
@@ -24,15 +24,14 @@ use std::{
 };
 
 /// Fetched where the repository has them.
-const SMALL_FILES: [&str; 10] = [
+const SMALL_FILES: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    "modules.json",
-    "sentence_bert_config.json",
+    MODULES,
     "config_sentence_transformers.json",
     ADAPTER_CONFIG,
 ];
@@ -65,25 +64,20 @@ pub(super) fn fetch(
     let files: Vec<String> = siblings.into_iter().map(|f| f.rfilename).filter(|f| stays_inside(f)).collect();
     let snapshot = cache.pointer_path(&commit);
     let mut download = Download { client, config, repo, dir: &dir, commit: &commit, snapshot: &snapshot, progress };
-    for file in files.iter().filter(|f| is_small(f)) {
-        download.file(file)?;
+    for file in files.iter().filter(|file| is_small(file)) {
+        download.file(file, true)?;
     }
-    // Weights come last: a snapshot that has them all has the rest as well.
-    let has = |name: &str| files.iter().any(|f| f == name);
-    if has(WEIGHTS) {
-        download.file(WEIGHTS)?;
-    } else if has(INDEX) {
-        download.file(INDEX)?;
-        let path = snapshot.join(INDEX);
-        let text = read_limited(&path)?.unwrap_or_default();
-        for shard in shards(&path.display().to_string(), &text)?.keys() {
-            download.file(shard)?;
+    let (own, others) = folders(&snapshot);
+    for folder in others {
+        download.folder(&folder, &files)?;
+    }
+    // The model's own weights come last: a snapshot that has them all has the rest as well.
+    if !download.folder(&own, &files)? {
+        if !files.iter().any(|file| file == ADAPTER_WEIGHTS) {
+            let hint = "only weights in safetensors can be used; look for a converted copy of the model".to_string();
+            return Err(Error::Hub { what: format!("{repo}: no model.safetensors"), hint: Some(hint) });
         }
-    } else if has(ADAPTER_WEIGHTS) {
-        download.file(ADAPTER_WEIGHTS)?;
-    } else {
-        let hint = "only weights in safetensors can be used; look for a converted copy of the model".to_string();
-        return Err(Error::Hub { what: format!("{repo}: no model.safetensors"), hint: Some(hint) });
+        download.file(ADAPTER_WEIGHTS, false)?;
     }
     if commit != revision {
         // Not by `CacheRepo::create_ref`, which leaves an empty file if it is interrupted.
@@ -120,28 +114,46 @@ fn ask(client: &Client<'_>, repo: &str, revision: &str) -> Result<Revision, Fail
 
 fn is_small(file: &str) -> bool {
     match file.split_once('/') {
-        None => SMALL_FILES.contains(&file),
-        Some(("additional_chat_templates", name)) => Path::new(name).extension().is_some_and(|e| e == "jinja"),
-        // The parts of an embedding model: `1_Pooling/config.json`, `2_Dense/model.safetensors`.
-        Some((part, name)) => {
-            part.starts_with(|c: char| c.is_ascii_digit()) && ["config.json", WEIGHTS].contains(&name)
+        // Of the file of lengths there are several: `sentence_roberta_config.json`.
+        None => SMALL_FILES.contains(&file) || file.starts_with("sentence_") && file.ends_with("_config.json"),
+        Some((folder, name)) => {
+            folder == "additional_chat_templates" && Path::new(name).extension().is_some_and(|e| e == "jinja")
         }
     }
 }
 
+/// Where in a snapshot the model is, and where the modules that follow it are, as `modules.json` says: folders with a slash
+/// at the end, or nothing for the snapshot itself.
+fn folders(snapshot: &Path) -> (String, Vec<String>) {
+    #[derive(serde::Deserialize)]
+    struct Module {
+        path: String,
+    }
+    let modules = read_limited(&snapshot.join(MODULES)).ok().flatten();
+    let modules: Option<Vec<Module>> = modules.and_then(|text| serde_json::from_slice(&text).ok());
+    let folder = |module: Module| {
+        let parts = module.path.split('/').filter(|part| !matches!(*part, "" | "."));
+        parts.fold(String::new(), |folder, part| folder + part + "/")
+    };
+    // One that leads out of the snapshot has no file that the hub may list.
+    let mut folders = modules.into_iter().flatten().map(folder);
+    (folders.next().unwrap_or_default(), folders.collect())
+}
+
 /// The snapshot of a revision, a branch or a commit, if its weights are all there.
 fn complete(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
-    let found = ["config.json", ADAPTER_CONFIG].into_iter().find_map(|file| cache.get(file));
+    let found = ["config.json", MODULES, ADAPTER_CONFIG].into_iter().find_map(|file| cache.get(file));
     let commit = match &found {
         Some(file) => file.parent()?.file_name()?.to_str()?,
         None => revision,
     };
     // What stands in a ref is a name here, never a path: other programs write refs as well.
     let snapshot = cache.pointer_path(Some(commit).filter(|c| is_plain_name(c))?);
-    let has = |name: &str| snapshot.join(name).is_file();
+    let model = snapshot.join(folders(&snapshot).0);
+    let has = |name: &str| model.join(name).is_file();
     let all = if has("config.json") {
         has(WEIGHTS) || {
-            let text = read_limited(&snapshot.join(INDEX)).ok()??;
+            let text = read_limited(&model.join(INDEX)).ok()??;
             shards(INDEX, &text).ok()?.keys().all(|shard| has(shard))
         }
     } else {
@@ -162,8 +174,29 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Makes sure that a file of the commit is in the snapshot.
-    fn file(&mut self, name: &str) -> Result<()> {
+    /// What a folder of the commit holds of a model or of a part of one; whether weights are among it.
+    fn folder(&mut self, folder: &str, files: &[String]) -> Result<bool> {
+        for file in files.iter().filter(|file| file.strip_prefix(folder).is_some_and(is_small)) {
+            self.file(file, true)?;
+        }
+        let [weights, index] = [WEIGHTS, INDEX].map(|name| format!("{folder}{name}"));
+        if files.contains(&weights) {
+            self.file(&weights, false)?;
+        } else if files.contains(&index) {
+            self.file(&index, false)?;
+            let path = self.snapshot.join(&index);
+            let text = read_limited(&path)?.unwrap_or_default();
+            for shard in shards(&path.display().to_string(), &text)?.keys() {
+                self.file(&format!("{folder}{shard}"), false)?;
+            }
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that a file of the commit is in the snapshot, an optional one if the hub has it.
+    fn file(&mut self, name: &str, is_optional: bool) -> Result<()> {
         let link = self.snapshot.join(name);
         if link.is_file() {
             return Ok(());
@@ -172,7 +205,7 @@ impl Download<'_> {
         let path = format!("/{}/resolve/{}/{}", self.repo, self.commit, encode(name, "/"));
         let reply = match self.client.get(&path, 0, &what) {
             // Mirrors do not have all that they list.
-            Err(Failure::NotFound(error)) if is_small(name) => {
+            Err(Failure::NotFound(error)) if is_optional => {
                 tracing::debug!("{error}; going on without it");
                 return Ok(());
             }

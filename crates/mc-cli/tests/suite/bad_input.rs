@@ -210,6 +210,7 @@ fn options() {
 
 #[test]
 fn names_of_models_and_outputs() {
+    const EMBEDDING: &str = "parts: no config.json, but modules.json: an embedding model";
     let call = |name, spoil, args: &str, message| -> Case { (name, spoil, args.into(), message) };
     check(vec![
         call("no such directory", nothing(), "generate --prompt a --model nonexistent", "no directory `nonexistent`"),
@@ -218,6 +219,15 @@ fn names_of_models_and_outputs() {
         call("a file", nothing(), "inspect model/config.json", "model/config.json is a file"),
         call("offline", nothing(), "inspect owner/name", "owner/name"),
         call("an empty directory", write("empty/readme", ""), "inspect empty", "empty: no config.json"),
+        call("modules as model", write("parts/modules.json", "[]"), "generate --prompt a --model parts", EMBEDDING),
+        call("modules measured", write("parts/modules.json", "[]"), "bench --model parts", EMBEDDING),
+        call("modules inspected", write("parts/modules.json", "[]"), "inspect parts", EMBEDDING),
+        call(
+            "modules finetuned",
+            write("parts/modules.json", "[]"),
+            "finetune --model parts --data data.jsonl --output out",
+            EMBEDDING,
+        ),
         call("an adapter as model", nothing(), "generate --prompt a --model adapter", "adapter: no config.json"),
         call("a model as adapter", nothing(), &format!("{GENERATE} --adapter model"), "model: no adapter_config.json"),
         call("no such adapter", nothing(), &format!("{GENERATE} --adapter adapter2"), "adapter2: no such directory"),

@@ -92,7 +92,8 @@ fn a_run_that_comes_to_nothing_removes_nothing() {
     }
     #[cfg(unix)]
     std::os::unix::fs::symlink("real", place.path("link")).unwrap();
-    let outputs = ["empty", "ready", "new"].into_iter().chain(cfg!(unix).then_some("link"));
+    let outputs =
+        ["empty", "ready", "new", "real/a/b/c", "deep/er/new"].into_iter().chain(cfg!(unix).then_some("link"));
     for output in outputs {
         let run = place.run(&format!("index empty --output {output} --model model"));
         assert!(run.status == 2 && run.stderr.contains("empty: no text to index"), "{}", run.stderr);
@@ -100,7 +101,8 @@ fn a_run_that_comes_to_nothing_removes_nothing() {
     for dir in ["empty", "ready", "real"] {
         assert_eq!(fs::read_dir(place.path(dir)).unwrap().count(), 0, "{dir}");
     }
-    assert!(!place.path("new").exists() && (cfg!(not(unix)) || place.path("link").is_symlink()));
+    assert!(!place.path("new").exists() && !place.path("deep").exists());
+    assert!(cfg!(not(unix)) || place.path("link").is_symlink());
     // A folder that is empty today takes nothing from its index.
     place.run(INDEX).ok();
     fs::rename(place.path("notes"), place.path("away")).unwrap();
