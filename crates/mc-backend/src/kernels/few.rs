@@ -80,6 +80,8 @@ impl<'a> Input<'a> {
 pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stride): (&mut [f32], usize)) {
     /// Numbers of a matrix that one unit of work reads: long enough to be worth handing over.
     const UNIT: usize = 48 * 1024;
+    /// Units that a thread takes at most before others may take of them: no thread waits long for the last one.
+    const AT_ONCE: usize = 4;
     let k = x.len().checked_div(n).unwrap_or(0);
     if k == 0 {
         return;
@@ -119,7 +121,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             }
         }
     };
-    if let [only] = &units[..] { run(only) } else { units.par_iter().for_each(run) }
+    if let [only] = &units[..] { run(only) } else { units.par_iter().with_max_len(AT_ONCE).for_each(run) }
 }
 
 /// Dot products of row i of x with these rows of `w`.
