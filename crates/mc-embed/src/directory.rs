@@ -77,8 +77,10 @@ impl Object {
         self.map.get(field).filter(|v| !v.is_null())
     }
 
-    pub(crate) fn text(&self, field: &str) -> Option<&str> {
-        self.get(field).and_then(Value::as_str)
+    /// A string, if the field is there.
+    pub(crate) fn text(&self, field: &str) -> Result<Option<&str>> {
+        let text = |found: &'_ Value| self.wrong(field, found, "a string");
+        self.get(field).map(|found| found.as_str().ok_or_else(|| text(found))).transpose()
     }
 
     pub(crate) fn number(&self, field: &str) -> Option<f64> {

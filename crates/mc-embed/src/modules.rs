@@ -126,7 +126,7 @@ impl Recipe {
                 }
             }
         }
-        self.default_prompt = config.text("default_prompt_name").map(Into::into);
+        self.default_prompt = config.text("default_prompt_name")?.map(Into::into);
         match &self.default_prompt {
             Some(name) if !self.prompts.iter().any(|(known, _)| known == name) => Err(directory.error(
                 FILE,
@@ -204,7 +204,7 @@ impl Reading {
         } else {
             config.limit("max_seq_length")?
         };
-        let side = tokenizer.text("truncation_side").map(cut_side);
+        let side = cut_side(tokenizer)?;
         Ok(Self { limit, lower_case: config.flag("do_lower_case", false)?, side })
     }
 }
@@ -224,7 +224,7 @@ fn read_config(folder: &Directory) -> Result<Object> {
 /// A module that follows the pooling changes what that made.
 fn check_names(config: &Object) -> Result<()> {
     for field in ["module_input_name", "module_output_name"] {
-        if let Some(name) = config.text(field).filter(|name| *name != "sentence_embedding") {
+        if let Some(name) = config.text(field)?.filter(|name| *name != "sentence_embedding") {
             return Err(config.wrong(field, &Value::String(name.into()), "\"sentence_embedding\""));
         }
     }
@@ -293,7 +293,7 @@ impl Dense {
         let config = read_config(folder)?;
         let size = |field: &str| config.size(field)?.ok_or_else(|| config.missing(field));
         let (inner, outer) = (size("in_features")?, size("out_features")?);
-        let activation = match config.text("activation_function") {
+        let activation = match config.text("activation_function")? {
             // What sentence-transformers takes where nothing is said.
             None => DenseActivation::Tanh,
             // Of other programs' activations sentence-transformers makes a tanh, with a warning.

@@ -34,9 +34,9 @@ impl Tokens {
         let config = directory.json("tokenizer_config.json")?;
         // Where there is no limit, transformers writes 10^30.
         let written = config.as_ref().and_then(|c| c.number("model_max_length")).map(|n| n as usize);
-        let written_side = config.as_ref().and_then(|c| c.text("truncation_side")).map(cut_side);
+        let written_side = config.as_ref().map(cut_side).transpose()?.flatten();
         let side = reading.side.or(written_side).unwrap_or_default();
-        let types = config.as_ref().is_none_or(gives_types);
+        let types = config.as_ref().map_or(Ok(true), gives_types)?;
         let limit = reading.limit.or(written).unwrap_or(usize::MAX).min(encoder.max_tokens());
         if limit <= tokenizer.encode_within("", None, usize::MAX, side)?.ids.len() {
             let problem = format!("texts may have {limit} tokens, which leaves none beside the special ones");
@@ -93,16 +93,21 @@ fn first_error(all: Vec<Result<Encoded>>) -> Result<Vec<Encoded>> {
     all.into_iter().collect()
 }
 
-/// What `truncation_side` means.
-pub(crate) fn cut_side(name: &str) -> CutSide {
-    if name == "left" { CutSide::Start } else { CutSide::End }
+/// What `truncation_side` says.
+pub(crate) fn cut_side(config: &Object) -> Result<Option<CutSide>> {
+    match config.text("truncation_side")? {
+        None => Ok(None),
+        Some("left") => Ok(Some(CutSide::Start)),
+        Some("right") => Ok(Some(CutSide::End)),
+        Some(other) => Err(config.wrong("truncation_side", &other.into(), "left or right")),
+    }
 }
 
 /// Whether a tokenizer tells which part of a pair a token is of: it says so, or its class does, of which those without a
 /// name of their own do not (transformers 5, `tokenization_utils_base.py`).
-fn gives_types(config: &Object) -> bool {
+fn gives_types(config: &Object) -> Result<bool> {
     match config.map.get("model_input_names").and_then(Value::as_array) {
-        Some(names) => names.iter().any(|name| name == "token_type_ids"),
-        None => !matches!(config.text("tokenizer_class"), Some("PreTrainedTokenizerFast" | "TokenizersBackend")),
+        Some(names) => Ok(names.iter().any(|name| name == "token_type_ids")),
+        None => Ok(!matches!(config.text("tokenizer_class")?, Some("PreTrainedTokenizerFast" | "TokenizersBackend"))),
     }
 }

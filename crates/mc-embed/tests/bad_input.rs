@@ -285,11 +285,16 @@ fn a_wrong_projection() -> Result<()> {
 #[test]
 fn wrong_settings() -> Result<()> {
     let copy = Copy::of("models/bert-cls-dense")?;
+    let dense = fs::read_to_string(copy.0.path().join("2_Dense/config.json"))?;
+    copy.set("2_Dense/config.json", "activation_function", &json!(["torch.nn.ReLU"]))?;
+    copy.check("`activation_function` is [\"torch.nn.ReLU\"], expected a string", None);
+    fs::write(copy.0.path().join("2_Dense/config.json"), dense)?;
     let settings = "config_sentence_transformers.json";
     for (json, message) in [
         (json!({"prompts": ["a"]}), "`prompts` is [\"a\"], expected an object"),
         (json!({"prompts": {"query": 3}}), "`prompts.query` is 3, expected a string"),
         (json!({"default_prompt_name": "query"}), "`default_prompt_name` is `query`, which is no prompt of it"),
+        (json!({"default_prompt_name": ["query"]}), "`default_prompt_name` is [\"query\"], expected a string"),
         (json!([]), "config_sentence_transformers.json: is not a JSON object"),
     ] {
         copy.write(settings, &json)?;
@@ -306,6 +311,8 @@ fn wrong_settings() -> Result<()> {
     copy.check("`tokenizer_args.do_lower_case` is true, expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"processing_kwargs": {"text": {}}}))?;
     copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
+    copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"truncation_side": "middle"}}))?;
+    copy.check("`truncation_side` is \"middle\", expected left or right", None);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;
     copy.check("`tokenizer_args` is 3, expected an object", None);
     // Where there is no limit, the model's own holds: that of tokenizer_config.json is replaced, and so is the file's.

@@ -88,7 +88,8 @@ pub(crate) fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
     if len < SMALL {
         return vec![T::default(); len];
     }
-    let blocks = (0..len.div_ceil(BLOCK)).into_par_iter().with_min_len(SMALL / 4 / BLOCK).map(|_| [T::default(); BLOCK]);
+    let blocks =
+        (0..len.div_ceil(BLOCK)).into_par_iter().with_min_len(SMALL / 4 / BLOCK).map(|_| [T::default(); BLOCK]);
     let mut zeros = blocks.collect::<Vec<_>>().into_flattened();
     zeros.truncate(len);
     zeros
