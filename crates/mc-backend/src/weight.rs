@@ -48,6 +48,7 @@ pub struct Weight {
     cols: usize,
     dtype: DType,
     arithmetic: Arithmetic,
+    kept: Arithmetic,
     data: Data,
     repeated: Arc<Repeated>,
 }
@@ -117,7 +118,7 @@ impl Weight {
         } else {
             Data::aligned(bytes)
         };
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data, repeated: Arc::default() })
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, kept: Arithmetic::F32, data, repeated: Arc::default() })
     }
 
     /// A matrix from a tensor of shape `(rows, cols)`: copied on the CPU, shared on other devices.
@@ -142,7 +143,7 @@ impl Weight {
             }
         };
         let data = data.unwrap_or(Data::Tensor(tensor));
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, data, repeated: Arc::default() })
+        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, kept: Arithmetic::F32, data, repeated: Arc::default() })
     }
 
     /// The same matrix as a plain tensor of `dtype`, which is how other devices hold it: on the CPU no kernel reads it,
@@ -177,6 +178,20 @@ impl Weight {
     pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
         let arithmetic = if tile::has_bf16() { arithmetic } else { Arithmetic::F32 };
         Self { arithmetic, ..self }
+    }
+
+    /// The same matrix; what a block keeps of its projections' outputs until the backward pass is rounded to what `kept` says, if it
+    /// is so of all that the block computes side by side. A new one keeps `f32`.
+    ///
+    /// Only the kernels of the CPU heed it, on any CPU.
+    #[must_use]
+    pub fn with_kept(self, kept: Arithmetic) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// What is kept of products with the matrix is rounded to this.
+    pub(crate) fn kept(&self) -> Arithmetic {
+        self.kept
     }
 
     /// What products with the matrix round their inputs to.

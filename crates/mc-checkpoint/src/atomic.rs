@@ -10,8 +10,8 @@ use std::{
 /// Writes a file so that at every moment, a crash included, `path` holds either its old content or all of the new one.
 ///
 /// The content goes to a temporary file in the same directory, reaches the disk, and takes the name by a rename. If
-/// `write` fails, the old file is as it was and the temporary one is gone. Who may read it
-/// stays as it was. A link stays, and what it leads to is written.
+/// `write` fails, the old file is as it was and the temporary one is gone. Its mode bits stay as they
+/// were. A link stays, and what it leads to is written.
 /// What is no file, such as a pipe or a device, stays as well: it is given the content once that is whole. So is what
 /// `/dev/stdout` leads to, which somebody has open.
 ///

@@ -79,8 +79,7 @@ impl Object {
 
     /// A string, if the field is there.
     pub(crate) fn text(&self, field: &str) -> Result<Option<&str>> {
-        let text = |found: &'_ Value| self.wrong(field, found, "a string");
-        self.get(field).map(|found| found.as_str().ok_or_else(|| text(found))).transpose()
+        self.get(field).map(|found| found.as_str().ok_or_else(|| self.wrong(field, found, "a string"))).transpose()
     }
 
     pub(crate) fn number(&self, field: &str) -> Option<f64> {

@@ -32,8 +32,7 @@ impl Tokens {
             tokenizer = tokenizer.lower_cased()?;
         }
         let config = directory.json("tokenizer_config.json")?;
-        // Where there is no limit, transformers writes 10^30.
-        let written = config.as_ref().and_then(|c| c.number("model_max_length")).map(|n| n as usize);
+        let written = config.as_ref().map(|c| c.limit("model_max_length")).transpose()?.flatten();
         let written_side = config.as_ref().map(cut_side).transpose()?.flatten();
         let side = reading.side.or(written_side).unwrap_or_default();
         let types = config.as_ref().map_or(Ok(true), gives_types)?;

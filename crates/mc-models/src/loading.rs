@@ -12,8 +12,9 @@ pub(crate) struct Loading<'a> {
     /// The dtype of activations and biases.
     pub(crate) activations: DType,
     weights: Option<DType>,
-    /// What products with `bf16` matrices round their inputs to.
+    /// What products with `bf16` matrices round their inputs to, and what is kept of them.
     arithmetic: Arithmetic,
+    kept: Arithmetic,
     /// How many projections were loaded: the index of the next site.
     sites: usize,
 }
@@ -22,13 +23,19 @@ impl<'a> Loading<'a> {
     pub(crate) fn new(source: &'a dyn WeightSource, device: &'a Device, dtype: Option<DType>) -> Self {
         let activations = if device.is_cpu() { DType::F32 } else { dtype.unwrap_or_else(|| device.default_dtype()) };
         let weights = if device.is_cpu() { dtype.filter(|d| *d != DType::F32) } else { Some(activations) };
-        let arithmetic = if dtype == Some(DType::F32) { Arithmetic::F32 } else { Arithmetic::BF16 };
-        Self { source, device, activations, weights, arithmetic, sites: 0 }
+        let (arithmetic, kept) = match dtype {
+            Some(DType::F32) => (Arithmetic::F32, Arithmetic::F32),
+            _ => (Arithmetic::fastest_for_bf16(), Arithmetic::BF16),
+        };
+        Self { source, device, activations, weights, arithmetic, kept, sites: 0 }
     }
 
     pub(crate) fn weight(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
         let weight = self.source.weight(name, shape, self.device, self.weights)?;
-        Ok(if weight.dtype() == DType::BF16 { weight.with_arithmetic(self.arithmetic) } else { weight })
+        Ok(match weight.dtype() {
+            DType::BF16 => weight.with_arithmetic(self.arithmetic).with_kept(self.kept),
+            _ => weight,
+        })
     }
 
     pub(crate) fn bias(&self, name: &str, width: usize) -> Result<Tensor> {

@@ -73,21 +73,31 @@ pub(super) fn markdown(rows: &[Row]) -> String {
     std::iter::once(HEAD.to_owned()).chain(lines).collect::<Vec<_>>().join("\n")
 }
 
-/// The document with `rows` between its markers. Rows measured before stay if they were made under the same `heading`,
-/// in the order of `names`.
+/// The document with `rows` between its markers, in the table under `heading`, which says on which machine they were measured: a
+/// new one at the end where there is none. Its other rows stay, in the order of `names`, and so do tables of other machines.
 pub(super) fn rewrite(document: &str, heading: &str, rows: &[Row], names: &[&str]) -> Result<String> {
     let missing = || format!("no `{BEGIN}` with a `{END}` after it");
     let (before, rest) = document.split_once(BEGIN).with_context(missing)?;
     let (old, after) = rest.split_once(END).with_context(missing)?;
-    let old = if old.trim_start().starts_with(heading) { old } else { "" };
+    let mut tables: Vec<(&str, Vec<&str>)> = vec![];
+    for line in old.lines().filter(|line| !line.trim().is_empty()) {
+        match tables.last_mut() {
+            Some((_, lines)) if line.starts_with('|') => lines.push(line),
+            _ => tables.push((line, vec![])),
+        }
+    }
+    if !tables.iter().any(|(of, _)| *of == heading) {
+        tables.push((heading, vec![]));
+    }
     let rows: Vec<Row> = rows.iter().filter(|row| !row.disturbed).cloned().collect();
     let new = markdown(&rows);
-    let line = |name: &&str| {
-        let start = format!("| `{name}`: ");
-        new.lines().chain(old.lines()).find(|line| line.starts_with(&start)).map(str::to_owned)
-    };
-    let lines: Vec<String> = names.iter().filter_map(line).collect();
-    Ok(format!("{before}{BEGIN}\n{heading}\n\n{HEAD}\n{}\n{END}{after}", lines.join("\n")))
+    let tables = tables.into_iter().map(|(of, old)| {
+        let new = new.lines().filter(|_| of == heading).chain(old);
+        let line = |name: &&str| new.clone().find(|line| line.starts_with(&format!("| `{name}`: ")));
+        let lines: Vec<&str> = names.iter().filter_map(line).collect();
+        format!("{of}\n\n{HEAD}\n{}\n", lines.join("\n"))
+    });
+    Ok(format!("{before}{BEGIN}\n{}{END}{after}", tables.collect::<Vec<_>>().join("\n")))
 }
 
 #[cfg(test)]
@@ -152,11 +162,15 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_another_machine_go() {
-        let document = format!("{BEGIN}\nMachine X.\n{HEAD}\n{}\n{END}", row("a", "1").line());
+    fn each_machine_has_a_table_of_its_own() {
+        let table = |heading: &str, row: &Row| format!("{heading}\n\n{HEAD}\n{}\n", row.line());
+        let x = table("Machine X.", &row("a", "1"));
+        let document = format!("{BEGIN}\n{x}{END}");
         let names = ["a", "b"];
-        let other = rewrite(&document, "Machine Y.", &[row("b", "2")], &names).unwrap();
-        assert!(other.contains("`b`") && !other.contains("`a`"), "{other}");
+        let both = rewrite(&document, "Machine Y.", &[row("a", "2")], &names).unwrap();
+        assert_eq!(both, format!("{BEGIN}\n{x}\n{}{END}", table("Machine Y.", &row("a", "2"))));
+        let again = rewrite(&both, "Machine X.", &[row("a", "3")], &names).unwrap();
+        assert_eq!(again, both.replace("work | 1 |", "work | 3 |"));
     }
 
     #[test]

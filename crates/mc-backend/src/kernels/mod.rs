@@ -43,6 +43,13 @@ pub(crate) fn slice(x: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
     Ok(Elements(storage, start, end))
 }
 
+/// Whether `len` elements hold so many rows of `width`, `stride` apart; a product that wraps around does not.
+pub(crate) fn holds(len: usize, rows: usize, stride: usize, width: usize) -> bool {
+    let Some(last) = rows.checked_sub(1) else { return true };
+    let end = stride.checked_mul(last).and_then(|last| last.checked_add(width));
+    width == 0 || end.is_some_and(|end| end <= len)
+}
+
 /// A pointer that units of parallel work may share; each writes its own elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared {
@@ -65,7 +72,7 @@ impl Shared {
 
     /// The pointer to element `offset`, from where `rows` rows of `cols` elements, `stride` apart, are in bounds.
     pub(crate) fn block(self, offset: usize, (rows, cols): (usize, usize), stride: usize) -> *mut f32 {
-        assert!(rows == 0 || cols == 0 || offset + (rows - 1) * stride + cols <= self.len, "kernel out of bounds");
+        assert!(offset <= self.len && holds(self.len - offset, rows, stride, cols), "kernel out of bounds");
         self.start.wrapping_add(offset)
     }
 

@@ -83,13 +83,12 @@ impl Drop for Scratch {
 }
 
 /// So many zeros, written by all threads: beside one that clears memory the others would wait.
-pub(crate) fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
     const BLOCK: usize = 256;
     if len < SMALL {
-        return vec![T::default(); len];
+        return vec![0.0; len];
     }
-    let blocks =
-        (0..len.div_ceil(BLOCK)).into_par_iter().with_min_len(SMALL / 4 / BLOCK).map(|_| [T::default(); BLOCK]);
+    let blocks = (0..len.div_ceil(BLOCK)).into_par_iter().with_min_len(SMALL / 4 / BLOCK).map(|_| [0.0; BLOCK]);
     let mut zeros = blocks.collect::<Vec<_>>().into_flattened();
     zeros.truncate(len);
     zeros

@@ -8,7 +8,7 @@
 
 use super::{
     operand::{Panels, Part, Rows},
-    tile::{LANES, Start},
+    tile::Start,
 };
 use rayon::prelude::*;
 
@@ -47,14 +47,16 @@ fn in_place(left: &Rows, rows: usize, right: &Rows, n: usize, first: usize, c: &
     if rows > 0 && avx512::serves(left.arithmetic) {
         let (arithmetic, width) = (left.arithmetic, c.len() / rows);
         let depth = arithmetic.units(n);
-        let holds = |len: usize, rows: usize, stride: usize, width: usize| {
-            let last = rows.checked_sub(1).and_then(|last| last.checked_mul(stride));
-            rows == 0 || last.and_then(|last| last.checked_add(width)).is_some_and(|end| end <= len)
-        };
         let end = arithmetic.units(first + width);
         assert!(arithmetic == right.arithmetic && first.is_multiple_of(avx512::WIDE), "sides of a tall product");
-        assert!(depth <= left.stride && holds(left.units.len(), rows, left.stride, depth), "left of a tall product");
-        assert!(end <= right.stride && holds(right.units.len(), n, right.stride, end), "right of a tall product");
+        assert!(
+            depth <= left.stride && super::holds(left.units.len(), rows, left.stride, depth),
+            "left of a tall product"
+        );
+        assert!(
+            end <= right.stride && super::holds(right.units.len(), n, right.stride, end),
+            "right of a tall product"
+        );
         for at in (0..width).step_by(avx512::WIDE) {
             let cols = avx512::WIDE.min(width - at);
             for top in (0..rows).step_by(avx512::HIGH) {
@@ -78,7 +80,7 @@ fn in_place(left: &Rows, rows: usize, right: &Rows, n: usize, first: usize, c: &
         }
         return true;
     }
-    let _ = (left, rows, right, n, first, c, LANES);
+    let _ = (left, rows, right, n, first, c);
     false
 }
 

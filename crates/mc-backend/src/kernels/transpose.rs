@@ -51,8 +51,7 @@ pub(crate) fn columns<T: Element>(x: &[T], stride: usize, to: &mut [[u32; LANES]
     if has_avx512() {
         let width = to.len() * size_of::<u32>() / size_of::<T>();
         assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
-        let end = stride.checked_mul(LANES - 1).and_then(|last| last.checked_add(width));
-        assert!(width == 0 || end.is_some_and(|end| end <= x.len()), "rows of columns out of bounds");
+        assert!(super::holds(x.len(), LANES, stride, width), "rows of columns out of bounds");
         // SAFETY: the CPU has AVX-512, and 16 rows of so many units are in bounds.
         #[allow(unsafe_code)]
         unsafe {
@@ -103,8 +102,7 @@ pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]
 
 #[cfg(target_arch = "x86_64")]
 fn check_rows(len: usize, stride: usize, pairs: usize) {
-    let end = (2 * pairs).saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(LANES));
-    assert!(pairs == 0 || stride > 0 && end.is_some_and(|end| end <= len), "rows of pairs out of bounds");
+    assert!(pairs == 0 || stride > 0 && super::holds(len, 2 * pairs, stride, LANES), "rows of pairs out of bounds");
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -114,9 +114,9 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
     }
 
     let mut y = zeros(n * d);
-    let arithmetic = wide.arithmetic;
+    let (arithmetic, kept) = (wide.arithmetic, wide.kept);
     let (mut h, mut act) = (wide.input_rows(n), narrow.input_rows(n));
-    let mut gate_up = tracked.then(|| Rows::new(arithmetic, n, &[outer]));
+    let mut gate_up = tracked.then(|| Rows::new(kept, n, &[outer]));
     let (first, second) = (wide.forward()?, narrow.forward()?);
     let (h_stride, act_stride, at_once) = (h.stride, act.stride, rows_at_once(n));
     let saved_blocks = Rows::blocks(gate_up.as_mut(), n, at_once);
@@ -179,15 +179,14 @@ fn fused(x: &Tensor, f: &FeedForward, wide: Group, narrow: Group) -> Result<Tens
             for from in (0..inner).step_by(COLUMNS) {
                 let width = COLUMNS.min(inner - from);
                 first.columns(n, (g_rows, g_stride), from..from + width, Start::Zero, (d_act, COLUMNS));
-                let (gate_at, up_at) = (arithmetic.units(from), arithmetic.units(up_at + from));
                 let lines = d_act.chunks_exact(COLUMNS).zip(d_wide.chunks_exact_mut(wide_stride));
                 for (i, (d_act, units)) in lines.enumerate() {
                     let saved = gate_up.row(top + i);
-                    widen(arithmetic, &saved[gate_at..], &mut gate[..width]);
-                    widen(arithmetic, &saved[up_at..], &mut up[..width]);
+                    widen(kept, &saved[kept.units(from)..], &mut gate[..width]);
+                    widen(kept, &saved[kept.units(up_at + from)..], &mut up[..width]);
                     rows::swiglu_backward_row(&mut gate[..width], &mut up[..width], &d_act[..width]);
-                    round(arithmetic, &gate[..width], &mut units[gate_at..]);
-                    round(arithmetic, &up[..width], &mut units[up_at..]);
+                    round(arithmetic, &gate[..width], &mut units[arithmetic.units(from)..]);
+                    round(arithmetic, &up[..width], &mut units[arithmetic.units(up_at + from)..]);
                 }
             }
             second.run(n, (d_wide, wide_stride), Start::Zero, (dx, d));

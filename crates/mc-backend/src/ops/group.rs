@@ -34,6 +34,8 @@ pub struct Linear<'a> {
 /// Projections side by side: the output of each begins at a multiple of 16 columns.
 pub(super) struct Group {
     pub(super) arithmetic: Arithmetic,
+    /// What outputs are rounded to that are kept for the backward pass.
+    pub(super) kept: Arithmetic,
     /// Width of the input.
     pub(super) inner: usize,
     /// Width of all outputs together.
@@ -77,8 +79,12 @@ impl Group {
             return Ok(None);
         }
         let Some(inner) = projections.first().map(|p| p.weight.cols()) else { return Ok(None) };
-        let rounds = projections.iter().all(|p| p.weight.arithmetic() == Arithmetic::BF16);
-        let arithmetic = if rounds { Arithmetic::BF16 } else { Arithmetic::F32 };
+        // Rounded where all are.
+        let of_all = |of: fn(&Weight) -> Arithmetic| {
+            let rounds = projections.iter().all(|p| of(p.weight) == Arithmetic::BF16);
+            if rounds { Arithmetic::BF16 } else { Arithmetic::F32 }
+        };
+        let (arithmetic, kept) = (of_all(Weight::arithmetic), of_all(Weight::kept));
         let (mut outer, mut rank, mut members) = (0, 0, vec![]);
         for p in projections {
             if p.weight.cols() != inner {
@@ -104,7 +110,7 @@ impl Group {
                 bias[member.out.clone()].copy_from_slice(&b.detach().to_dtype(DType::F32)?.to_vec1::<f32>()?);
             }
         }
-        Ok(Some(Self { arithmetic, inner, outer, rank, members, bias }))
+        Ok(Some(Self { arithmetic, kept, inner, outer, rank, members, bias }))
     }
 
     /// The columns of each projection's output.

@@ -127,6 +127,7 @@ fn is_small(file: &str) -> bool {
 fn folders(snapshot: &Path) -> (String, Vec<String>) {
     #[derive(serde::Deserialize)]
     struct Module {
+        #[serde(default)]
         path: String,
     }
     let modules = read_limited(&snapshot.join(MODULES)).ok().flatten();
