@@ -118,7 +118,15 @@ impl Weight {
         } else {
             Data::aligned(bytes)
         };
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, kept: Arithmetic::F32, data, repeated: Arc::default() })
+        Ok(Self {
+            rows,
+            cols,
+            dtype,
+            arithmetic: Arithmetic::F32,
+            kept: Arithmetic::F32,
+            data,
+            repeated: Arc::default(),
+        })
     }
 
     /// A matrix from a tensor of shape `(rows, cols)`: copied on the CPU, shared on other devices.
@@ -143,7 +151,15 @@ impl Weight {
             }
         };
         let data = data.unwrap_or(Data::Tensor(tensor));
-        Ok(Self { rows, cols, dtype, arithmetic: Arithmetic::F32, kept: Arithmetic::F32, data, repeated: Arc::default() })
+        Ok(Self {
+            rows,
+            cols,
+            dtype,
+            arithmetic: Arithmetic::F32,
+            kept: Arithmetic::F32,
+            data,
+            repeated: Arc::default(),
+        })
     }
 
     /// The same matrix as a plain tensor of `dtype`, which is how other devices hold it: on the CPU no kernel reads it,
@@ -180,8 +196,8 @@ impl Weight {
         Self { arithmetic, ..self }
     }
 
-    /// The same matrix; what a block keeps of its projections' outputs until the backward pass is rounded to what `kept` says, if it
-    /// is so of all that the block computes side by side. A new one keeps `f32`.
+    /// The same matrix; what a feed-forward half keeps of gate and up until the backward pass is rounded to what `kept` says, if both
+    /// say so: most of what training keeps. A new one keeps `f32`.
     ///
     /// Only the kernels of the CPU heed it, on any CPU.
     #[must_use]
@@ -189,7 +205,7 @@ impl Weight {
         Self { kept, ..self }
     }
 
-    /// What is kept of products with the matrix is rounded to this.
+    /// What is kept of the matrix's outputs is rounded to this.
     pub(crate) fn kept(&self) -> Arithmetic {
         self.kept
     }

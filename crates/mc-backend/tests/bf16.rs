@@ -395,3 +395,25 @@ fn a_few_rows_are_not_rounded() -> Result<()> {
     }
     Ok(())
 }
+
+/// Gate and up may be rounded where the backward pass reads them, on any CPU: values stay as they are, and gradients are near.
+#[test]
+fn what_is_kept_may_be_rounded() -> Result<()> {
+    for (leading, d, inner) in [(&[5][..], 16, 24), (&[2, 7], 33, 51), (&[3, 41], 64, 130)] {
+        let exact = Forward::new((d, inner), DType::BF16, Arithmetic::F32, true)?;
+        let keep = |gate, up| -> Result<Forward> {
+            let half = Forward::new((d, inner), DType::BF16, Arithmetic::F32, true)?;
+            Ok(Forward { gate: half.gate.with_kept(gate), up: half.up.with_kept(up), ..half })
+        };
+        let (name, inputs) = (format!("feed_forward {leading:?}"), &exact.inputs(leading, 3)?[..3]);
+        let all = |half: &Forward| passes(&name, inputs, &|t| half.run(t, ops::feed_forward), DType::F32);
+        let both = keep(Arithmetic::BF16, Arithmetic::BF16)?;
+        check(&name, inputs, &|t| both.run(t, ops::feed_forward), &|t| both.run(t, composed::feed_forward))?;
+        let (exact, both, one) = (all(&exact)?, all(&both)?, all(&keep(Arithmetic::BF16, Arithmetic::F32)?)?);
+        for ((name, exact), ((_, both), (_, one))) in exact.iter().zip(both.iter().zip(&one)) {
+            assert_eq!(numbers(exact)? == numbers(both)?, name.ends_with("value"), "{name}");
+            assert!(numbers(exact)? == numbers(one)?, "{name}, of one alone");
+        }
+    }
+    Ok(())
+}

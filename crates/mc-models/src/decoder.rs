@@ -27,7 +27,8 @@ impl Decoder {
     ///
     /// With a `dtype` the matrices are converted to it, else they stay as in the source. Activations are `f32` on the
     /// CPU, and of that dtype (or the device's default) elsewhere. On the CPU, products with `bf16` matrices round their
-    /// inputs to `bf16` and sum in `f32`; if `dtype` is `f32` they round nothing, and matrices of less precision stay
+    /// inputs to `bf16` and sum in `f32` where the CPU does that faster than `f32` ([`mc_backend::Arithmetic::fastest_for_bf16`]),
+    /// and training keeps gate and up in `bf16`; if `dtype` is `f32` nothing is rounded, and matrices of less precision stay
     /// as they are, since they widen exactly.
     ///
     /// # Errors

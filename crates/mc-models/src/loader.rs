@@ -48,7 +48,7 @@ impl ModelLoader {
     /// Converts matrices to this dtype; on devices other than the CPU activations have it too.
     ///
     /// On the CPU `f32` asks for `f32` arithmetic and leaves matrices of less precision as they are, while `bf16` matrices,
-    /// converted or not, round what they are multiplied with to `bf16` and sum in `f32`.
+    /// converted or not, round what they are multiplied with to `bf16` and sum in `f32` where that is faster.
     pub fn with_dtype(self, dtype: DType) -> Self {
         Self { dtype: Some(dtype), ..self }
     }

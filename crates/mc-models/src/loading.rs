@@ -12,7 +12,7 @@ pub(crate) struct Loading<'a> {
     /// The dtype of activations and biases.
     pub(crate) activations: DType,
     weights: Option<DType>,
-    /// What products with `bf16` matrices round their inputs to, and what is kept of them.
+    /// What products with `bf16` matrices round their inputs to, and their outputs where these are kept.
     arithmetic: Arithmetic,
     kept: Arithmetic,
     /// How many projections were loaded: the index of the next site.

@@ -97,7 +97,12 @@ fn heading(places: &Places) -> String {
     let sysctl = || process::output(command("sysctl").args(["-n", "machdep.cpu.brand_string"])).ok();
     let cpu = cpu.or_else(sysctl).unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("Machine: {}, {cores} cores, {}; {} threads for each program.", cpu.trim(), std::env::consts::OS, places.threads)
+    format!(
+        "Machine: {}, {cores} cores, {}; {} threads for each program.",
+        cpu.trim(),
+        std::env::consts::OS,
+        places.threads
+    )
 }
 
 impl Places {

@@ -167,7 +167,6 @@ impl<'a> View<'a> {
                     halves[d..].fill(bf16::ZERO);
                     halves[..d].copy_from_slice(&x[..d]);
                 }
-                Elements::BF16(x) => x[..d].iter().zip(units).for_each(|(x, unit)| *unit = x.to_f32().to_bits()),
                 other => {
                     let wide: Vec<f32> = (0..d).map(|j| other.get(j)).collect();
                     round(arithmetic, &wide, units);

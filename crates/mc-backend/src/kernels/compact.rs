@@ -337,12 +337,13 @@ mod avx512 {
         even: *const f32,
         odd: *const f32,
     ) {
-        /// Bytes ahead of those in use that are fetched, past the L2 cache, which nothing of a matrix comes back to.
+        /// Bytes ahead of those in use that are fetched, into L2: past it Golden Cove, which waits for fewer lines there, is slower
+        /// than without this form (docs/benchmarks.md).
         const AHEAD: usize = 5120;
         // SAFETY: the caller's promise; what is fetched ahead need not be there.
         unsafe {
-            _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
-            _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 64).cast());
+            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(AHEAD + 64).cast());
             let codes = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(CODES, at.add(BLOCK).cast()));
             let codes = _mm512_multishift_epi64_epi8(row.bits, _mm512_permutexvar_epi8(row.spread, codes));
             let exponent = _mm512_permutexvar_epi8(codes, row.exponents);

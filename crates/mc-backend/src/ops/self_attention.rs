@@ -325,9 +325,9 @@ impl Block {
 
     /// The pass that a backward pass follows; `x` is contiguous.
     fn tracked(self, x: &Tensor, trained: &[&Tensor], how: &Attention) -> Result<Tensor> {
-        let (n, outer) = (self.rows(), self.qkv.outer);
+        let (n, outer, arithmetic) = (self.rows(), self.qkv.outer, self.qkv.arithmetic);
         let shape = self.shape(self.size.1, how)?;
-        let new = |width| Rows::new(self.qkv.kept, n, &[width]);
+        let new = |width| Rows::new(arithmetic, n, &[width]);
         let mut saved = Saved {
             h: self.qkv.input_rows(n),
             qkv: new(outer),
@@ -397,7 +397,7 @@ impl Block {
                 heads.query(shape, token, &mut dq[..width]);
                 heads.key(shape, token, &mut dk[..kv], &mut dv[..kv]);
                 if let Some(saved) = &saved.raw {
-                    widen(self.qkv.kept, saved.row(i), &mut raw);
+                    widen(arithmetic, saved.row(i), &mut raw);
                 }
                 self.turn_back(i, (cos, sin), &raw, &mut row);
                 round(arithmetic, &row, units);
