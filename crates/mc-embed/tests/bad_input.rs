@@ -338,10 +338,12 @@ fn wrong_settings() -> Result<()> {
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 3}))?;
     assert_eq!(copy.load()?.max_tokens(), 3);
     copy.write("sentence_bert_config.json", &json!({}))?;
-    for limit in [json!(-3), json!(0), json!(1)] {
+    for limit in [json!(-3), json!(0), json!(2.5), json!("9")] {
         copy.set("tokenizer_config.json", "model_max_length", &limit)?;
-        copy.check("tokens, which leaves none beside the special ones", None);
+        copy.check(&format!("`model_max_length` is {limit}, expected a whole number of at least 1"), None);
     }
+    copy.set("tokenizer_config.json", "model_max_length", &json!(1))?;
+    copy.check("texts may have 1 tokens, which leaves none beside the special ones", None);
     copy.set("tokenizer_config.json", "model_max_length", &json!(1e30))?;
     // More than there are positions is as many as there are.
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 5000}))?;
