@@ -200,7 +200,7 @@ pub(super) const WORKS: &[Work] = &[
     },
     Work {
         name: "embed-short",
-        title: "256 texts of 12 words, all-MiniLM-L6-v2, bf16 products",
+        title: "256 texts of 12 words, all-MiniLM-L6-v2, `--dtype bf16`",
         ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/short.txt", TEXTS),
         peers: &[
             torch(
@@ -226,7 +226,7 @@ pub(super) const WORKS: &[Work] = &[
     },
     Work {
         name: "embed-long",
-        title: "64 texts of 150 words, all-MiniLM-L6-v2, bf16 products",
+        title: "64 texts of 150 words, all-MiniLM-L6-v2, `--dtype bf16`",
         ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/long.txt", TEXTS),
         peers: &[
             torch(
