@@ -34,7 +34,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     /// In which this CPU multiplies `bf16` matrices fastest.
     ///
-    /// `vdpbf16ps` has twice the multiplications of a fused multiply-add. AMD's Zen 4 and Zen 5 start as many of either, Intel's
+    /// `vdpbf16ps` has twice the multiplications of a fused multiply-add. AMD's Zen 5 starts as many of either, Intel's
     /// Golden Cove a quarter as many of it, so that `f32` is twice as fast there, and rounds nothing (docs/benchmarks.md). The
     /// maker decides, not a measurement: the same CPU must give the same numbers every time.
     pub fn fastest_for_bf16() -> Self {
