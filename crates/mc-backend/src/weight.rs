@@ -28,7 +28,31 @@ const PATIENCE: u32 = 4;
 const SMALL: usize = 64 * 1024;
 
 /// Who keeps a weight's bytes alive: a memory map, a vector, static data.
-pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub trait Bytes: Send + Sync {
+    /// All of them, the same each time.
+    fn bytes(&self) -> &[u8];
+
+    /// All of them will be read soon.
+    fn will_be_read(&self) {}
+
+    /// Some of them were copied and will hardly be read again: whoever can get them back at any time may let their memory go.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl Bytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Bytes for &'static [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Shared [`Bytes`].
+pub type Owner = Arc<dyn Bytes>;
 
 /// A frozen matrix of shape `(rows, cols)`, row-major: for a projection `(out, in)`, for an embedding `(vocabulary, hidden)`.
 ///
@@ -65,7 +89,16 @@ struct Repeated {
 enum Data {
     /// Aligned for `dtype`, exactly `rows * cols` elements.
     Bytes(Owner, Range<usize>),
+    /// Of another dtype than the matrix, which gets its own when it is read.
+    Converted(Arc<Converted>),
     Tensor(Tensor),
+}
+
+struct Converted {
+    owner: Owner,
+    range: Range<usize>,
+    found: DType,
+    made: OnceLock<(Owner, Range<usize>)>,
 }
 
 /// The elements of a weight on the CPU.
@@ -107,7 +140,7 @@ impl Weight {
             bail!("a weight over bytes is f32, f16 or bf16, not {dtype:?}")
         }
         let size = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size_in_bytes()));
-        let Some(bytes) = (*owner).as_ref().get(range.clone()) else {
+        let Some(bytes) = owner.bytes().get(range.clone()) else {
             bail!("bytes {range:?} of a weight are out of bounds")
         };
         if size != Some(bytes.len()) {
@@ -171,6 +204,67 @@ impl Weight {
         Ok(Self { dtype, data: Data::Tensor(self.to_tensor(dtype)?), repeated: Arc::default(), ..self.clone() })
     }
 
+    /// The same matrix in another dtype. On the CPU it is converted when somebody reads it, and until then takes no memory:
+    /// who packs it reads it once, a part at a time.
+    ///
+    /// # Errors
+    /// If the dtype is not `f32`, `f16` or `bf16`, or the device has no memory for it.
+    pub fn with_dtype(self, dtype: DType) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            bail!("a weight is converted to f32, f16 or bf16, not {dtype:?}")
+        }
+        if dtype == self.dtype {
+            return Ok(self);
+        }
+        let data = match &self.data {
+            Data::Tensor(t) => Data::Tensor(t.to_dtype(dtype)?),
+            Data::Bytes(owner, range) => {
+                let (owner, range) = (owner.clone(), range.clone());
+                Data::Converted(Arc::new(Converted { owner, range, found: self.dtype, made: OnceLock::new() }))
+            }
+            // Twice would round twice.
+            Data::Converted(_) => return Self::from_tensor(&self.to_tensor(dtype)?),
+        };
+        Ok(Self { dtype, data, repeated: Arc::default(), ..self })
+    }
+
+    /// The same matrix for who reads it once: where it has to be converted, that does not stay.
+    pub(crate) fn to_read_once(&self) -> Result<Self> {
+        match &self.data {
+            Data::Converted(converted) if converted.made.get().is_none() => {
+                let (owner, range) = converted.convert(self.dtype)?;
+                Ok(Self { data: Data::Bytes(owner, range), repeated: Arc::default(), ..self.clone() })
+            }
+            _ => Ok(self.clone()),
+        }
+    }
+
+    /// Lets memory go that the matrix can be read into again.
+    pub(crate) fn release(&self) {
+        match &self.data {
+            Data::Bytes(owner, range) => owner.release(range.clone()),
+            Data::Converted(converted) => converted.owner.release(converted.range.clone()),
+            Data::Tensor(_) => {}
+        }
+    }
+
+    /// Where its bytes lie, if they do.
+    fn bytes(&self) -> Option<&[u8]> {
+        let (owner, range) = match &self.data {
+            Data::Bytes(owner, range) => (owner, range),
+            Data::Converted(converted) => {
+                if converted.made.get().is_none() {
+                    let made = converted.convert(self.dtype).ok()?;
+                    let _ = converted.made.set(made);
+                }
+                let (owner, range) = converted.made.get()?;
+                (owner, range)
+            }
+            Data::Tensor(_) => return None,
+        };
+        Some(&owner.bytes()[range.clone()])
+    }
+
     /// Number of rows: of a projection the width of its output.
     pub fn rows(&self) -> usize {
         self.rows
@@ -218,20 +312,19 @@ impl Weight {
     /// The device the matrix is on.
     pub fn device(&self) -> Device {
         match &self.data {
-            Data::Bytes(..) => Device::Cpu,
+            Data::Bytes(..) | Data::Converted(_) => Device::Cpu,
             Data::Tensor(t) => t.device().clone(),
         }
     }
 
     /// The whole matrix as a tensor `(rows, cols)` of `dtype`; widened or copied where it has to be.
     pub fn to_tensor(&self, dtype: DType) -> Result<Tensor> {
-        let shape = (self.rows, self.cols);
-        match &self.data {
-            Data::Tensor(t) => t.to_dtype(dtype),
-            Data::Bytes(owner, range) => {
-                let bytes = &(**owner).as_ref()[range.clone()];
-                Tensor::from_raw_buffer(bytes, self.dtype, &[shape.0, shape.1], &Device::Cpu)?.to_dtype(dtype)
+        match (&self.data, self.to_read_once()?.bytes()) {
+            (Data::Tensor(t), _) => t.to_dtype(dtype),
+            (_, Some(bytes)) => {
+                Tensor::from_raw_buffer(bytes, self.dtype, &[self.rows, self.cols], &Device::Cpu)?.to_dtype(dtype)
             }
+            (_, None) => bail!("{self:?} has no bytes"),
         }
     }
 
@@ -268,8 +361,7 @@ impl Weight {
 
     /// The elements where they lie, if the matrix is on the CPU in a dtype the kernels read.
     pub(crate) fn elements(&self) -> Option<Elements<'_>> {
-        let Data::Bytes(owner, range) = &self.data else { return None };
-        let bytes = &(**owner).as_ref()[range.clone()];
+        let bytes = self.bytes()?;
         // Alignment and length were checked when the weight was made, so these casts cannot fail.
         match self.dtype {
             DType::F32 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F32),
@@ -286,18 +378,54 @@ impl fmt::Debug for Weight {
     }
 }
 
+/// Bytes that are aligned for every dtype, and how many there are.
+struct Words(Vec<u64>, usize);
+
+impl Words {
+    fn new(len: usize) -> Self {
+        Self(vec![0; len.div_ceil(8)], len)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..self.1]
+    }
+}
+
+impl Bytes for Words {
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.0)[..self.1]
+    }
+}
+
 impl Data {
     /// A copy that is aligned for every dtype.
     fn aligned(bytes: &[u8]) -> Self {
-        struct Words(Vec<u64>, usize);
-        impl AsRef<[u8]> for Words {
-            fn as_ref(&self) -> &[u8] {
-                &bytemuck::cast_slice(&self.0)[..self.1]
-            }
+        let mut words = Words::new(bytes.len());
+        words.bytes_mut().copy_from_slice(bytes);
+        Self::Bytes(Arc::new(words), 0..bytes.len())
+    }
+}
+
+impl Converted {
+    /// In `dtype`, a part at a time.
+    fn convert(&self, dtype: DType) -> Result<(Owner, Range<usize>)> {
+        /// Elements of a part.
+        const PART: usize = 64 * 1024;
+        let from = &self.owner.bytes()[self.range.clone()];
+        let (of, to) = (self.found.size_in_bytes(), dtype.size_in_bytes());
+        let mut words = Words::new(from.len() / of * to);
+        for (from, made) in from.chunks(PART * of).zip(words.bytes_mut().chunks_mut(PART * to)) {
+            let part = Tensor::from_raw_buffer(from, self.found, &[from.len() / of], &Device::Cpu)?.to_dtype(dtype)?;
+            let (storage, _) = part.storage_and_layout();
+            made.copy_from_slice(match &*storage {
+                Storage::Cpu(CpuStorage::F32(v)) => bytemuck::cast_slice(v),
+                Storage::Cpu(CpuStorage::F16(v)) => bytemuck::cast_slice(v),
+                Storage::Cpu(CpuStorage::BF16(v)) => bytemuck::cast_slice(v),
+                _ => bail!("a weight is f32, f16 or bf16, not {dtype:?}"),
+            });
         }
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
-        Self::Bytes(Arc::new(Words(words, bytes.len())), 0..bytes.len())
+        let all = 0..words.1;
+        Ok((Arc::new(words), all))
     }
 }
 
@@ -331,6 +459,30 @@ mod tests {
         }
         let made = weight.repeated.compact.get().is_some_and(Option::is_some);
         assert_eq!(made, compact::serves(cols) && memory::is_memory_plentiful(compact::bytes(rows, cols)));
+        Ok(())
+    }
+
+    /// Twice as many bytes as are read at once, and some; until somebody reads it and after.
+    #[test]
+    fn another_dtype_is_that_of_the_whole_rounded() -> Result<()> {
+        let (rows, cols) = (41, 3301);
+        let x = mc_testkit::random(5, (rows, cols), DType::F32);
+        for (from, to) in [(DType::F32, DType::BF16), (DType::F32, DType::F16), (DType::BF16, DType::F32)] {
+            let x = x.to_dtype(from)?;
+            let expected = x.to_dtype(to)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            let weight = Weight::from_tensor(&x)?.with_dtype(to)?;
+            assert_eq!(weight.dtype(), to);
+            assert_eq!(weight.to_tensor(DType::F32)?.to_vec2::<f32>()?, expected);
+            let Data::Converted(data) = &weight.data else { panic!("not converted") };
+            assert!(data.made.get().is_none());
+            let once = weight.to_read_once()?;
+            let wide = |w: &Weight| w.elements().map(|e| (0..rows * cols).map(|i| e.get(i)).collect::<Vec<_>>());
+            assert_eq!(wide(&once), Some(expected.concat()));
+            assert!(data.made.get().is_none());
+            assert_eq!(wide(&weight), Some(expected.concat()));
+            assert!(data.made.get().is_some());
+            assert_eq!(weight.with_dtype(DType::BF16)?.dtype(), DType::BF16);
+        }
         Ok(())
     }
 

@@ -16,10 +16,14 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use header::{Entry, Header};
-use mc_backend::{Weight, weight::Owner};
+use mc_backend::{
+    Weight,
+    weight::{Bytes, Owner},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -90,7 +94,7 @@ impl SafeTensors {
     ///
     /// # Errors
     /// As [`SafeTensors::open`].
-    pub fn from_bytes(name: impl Into<String>, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+    pub fn from_bytes(name: impl Into<String>, bytes: impl Bytes + 'static) -> Result<Self> {
         Self::from_owner(name.into(), Arc::new(bytes))
     }
 
@@ -108,11 +112,11 @@ impl SafeTensors {
         if DType::try_from(entry.dtype).ok() != Some(dtype) {
             return Err(Error::dtype(&file.name, name, entry.dtype, dtype));
         }
-        Ok(&(*file.bytes).as_ref()[entry.range.clone()])
+        Ok(&file.bytes.bytes()[entry.range.clone()])
     }
 
     fn from_owner(name: String, bytes: Owner) -> Result<Self> {
-        let Header { tensors, metadata } = Header::parse(&name, (*bytes).as_ref())?;
+        let Header { tensors, metadata } = Header::parse(&name, bytes.bytes())?;
         let tensors = tensors.into_iter().map(|(n, e)| (n, (0, e))).collect();
         Ok(Self { files: vec![Mapped { name: name.clone(), bytes }], name, tensors, metadata })
     }
@@ -131,7 +135,7 @@ impl SafeTensors {
                 what: format!("shard {shard} is listed but not there"),
                 hint: Some("download the model again; it is incomplete".into()),
             })?;
-            let mut header = Header::parse(&file, (*bytes).as_ref())?;
+            let mut header = Header::parse(&file, bytes.bytes())?;
             for tensor in wanted {
                 let Some(entry) = header.tensors.remove(&tensor) else {
                     let what = format!("tensor `{tensor}` is listed in {shard} but not there");
@@ -155,6 +159,24 @@ impl SafeTensors {
         let file = &self.files[*file];
         check_shape(&file.name, name, &entry.shape, shape)?;
         Ok((file, entry))
+    }
+}
+
+/// Bytes of a page of memory, or of a part of one.
+const PAGE: usize = 4096;
+
+impl SafeTensors {
+    /// Does it to each file on a thread of its own, if they fit well into memory.
+    fn ahead(&self, what: impl Fn(&dyn Bytes) + Send + 'static) {
+        let files: Vec<_> = self.files.iter().map(|file| file.bytes.clone()).collect();
+        let size = files.iter().map(|file| file.bytes().len() as u64).sum();
+        if !mc_backend::is_memory_plentiful(size) {
+            return;
+        }
+        let all = move || files.iter().for_each(|file| what(&**file));
+        if let Err(error) = std::thread::Builder::new().name("read-ahead".into()).spawn(all) {
+            tracing::debug!("weights are read when they are used: {error}");
+        }
     }
 }
 
@@ -189,7 +211,7 @@ impl WeightSource for SafeTensors {
         let (file, entry) = self.get(name, shape)?;
         let found = DType::try_from(entry.dtype).ok().filter(|found| converts(*found, dtype));
         let found = found.ok_or_else(|| Error::dtype(&file.name, name, entry.dtype, dtype))?;
-        let bytes = &(*file.bytes).as_ref()[entry.range.clone()];
+        let bytes = &file.bytes.bytes()[entry.range.clone()];
         // Metal has no f64: such a file is converted before it goes there.
         let first = if found == DType::F64 { &Device::Cpu } else { device };
         Ok(Tensor::from_raw_buffer(bytes, found, shape, first)?.to_dtype(dtype)?.to_device(device)?)
@@ -198,22 +220,15 @@ impl WeightSource for SafeTensors {
     /// Touches every page, on a thread of its own, if the files fit well into memory: otherwise what is read first
     /// would be gone again before it is used. Only on Linux, which says how much memory there is.
     fn read_ahead(&self) {
-        const PAGE: usize = 4096;
-        let files: Vec<_> = self.files.iter().map(|file| file.bytes.clone()).collect();
-        let size = files.iter().map(|bytes| (**bytes).as_ref().len() as u64).sum();
-        if !mc_backend::is_memory_plentiful(size) {
-            return;
-        }
-        let touch = move || {
-            for bytes in files {
-                for page in (*bytes).as_ref().chunks(PAGE) {
-                    std::hint::black_box(page[0]);
-                }
+        self.ahead(|bytes| {
+            for page in bytes.bytes().chunks(PAGE) {
+                std::hint::black_box(page[0]);
             }
-        };
-        if let Err(error) = std::thread::Builder::new().name("read-ahead".into()).spawn(touch) {
-            tracing::debug!("weights are read when they are used: {error}");
-        }
+        });
+    }
+
+    fn read_into_cache(&self) {
+        self.ahead(|bytes| bytes.will_be_read());
     }
 }
 
@@ -236,5 +251,66 @@ fn map(path: &Path) -> Result<Owner> {
     // condition that the type's documentation states; there is no way to map a file without it.
     #[expect(unsafe_code, reason = "mapping a file has no safe form")]
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
-    Ok(Arc::new(map))
+    Ok(Arc::new(MappedFile(map)))
+}
+
+struct MappedFile(memmap2::Mmap);
+
+impl Bytes for MappedFile {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn will_be_read(&self) {
+        #[cfg(unix)]
+        if let Err(error) = self.0.advise(memmap2::Advice::WillNeed) {
+            tracing::debug!("weights are read when they are used: {error}");
+        }
+    }
+
+    /// The pages of the range: they stay in the system's cache, but no longer count as this process's.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is of a file and nobody writes to it, so what is dropped, neighbours on the same pages too, is read
+            // from the file again.
+            #[expect(unsafe_code, reason = "memory of another kind would lose what was written to it")]
+            let done =
+                unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+            tracing::trace!(?range, ?done, "released");
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How much of the file's map is in this process's memory, in KiB.
+    #[cfg(target_os = "linux")]
+    fn resident(path: &Path) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_released_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        let numbers: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &numbers).unwrap();
+        let owner = map(&path).unwrap();
+        owner.will_be_read();
+        for range in [5000..900_001, 0..0, 0..numbers.len()] {
+            assert!(owner.bytes() == numbers);
+            owner.release(range.clone());
+            #[cfg(target_os = "linux")]
+            assert!(resident(&path) <= (numbers.len() - range.len()) as u64 / 1024 + 1, "{range:?}");
+        }
+        assert!(owner.bytes() == numbers);
+    }
 }

@@ -50,6 +50,10 @@ pub trait WeightSource: Send + Sync {
     ///
     /// It changes nothing but when; a source that has nothing to read does nothing.
     fn read_ahead(&self) {}
+
+    /// As [`WeightSource::read_ahead`], but into the system's cache and not into this process's memory: for who reads each tensor
+    /// once.
+    fn read_into_cache(&self) {}
 }
 
 /// Tensors in memory, for tests and for models made at random.

@@ -53,7 +53,6 @@ fn main() -> ExitCode {
     unsafe {
         metal_candle::backend::let_candle_wait_asleep();
     }
-    memory::keep_what_is_freed();
     let start = Instant::now();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -61,11 +60,18 @@ fn main() -> ExitCode {
     };
     let global = cli.global;
     global.start();
-    // The others run long enough for large pages to pay.
     match &cli.command {
-        Command::Finetune(_) | Command::Eval(_) => {}
-        Command::Bench(args) if !args.embeds() => {}
-        _ => memory::small_pages(),
+        // They run long enough for large pages to pay.
+        Command::Finetune(_) | Command::Eval(_) => memory::keep_what_is_freed(),
+        Command::Bench(args) if !args.embeds() => memory::keep_what_is_freed(),
+        Command::Embed(_) | Command::Index(_) | Command::Search(_) | Command::Bench(_) => {
+            memory::give_back_soon();
+            memory::small_pages();
+        }
+        Command::Generate(_) | Command::Inspect(_) => {
+            memory::keep_what_is_freed();
+            memory::small_pages();
+        }
     }
     let result = match cli.command {
         Command::Finetune(args) => finetune::run(&global, *args),

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{finite, tokens_at_once},
+    batches::{Plan, finite},
     directory::Directory,
     modules::Reading,
     tokens::Tokens,
@@ -98,11 +98,11 @@ impl CrossEncoder {
                 tracing::warn!("{cut} of {} pairs are cut at {} tokens", documents.len(), self.tokens.limit);
             }
             let lengths: Vec<usize> = encoded.iter().map(|pair| pair.ids.len()).collect();
-            let at_once = tokens_at_once(self.classifier.encoder().device());
+            let plan = Plan::new(self.classifier.encoder().device(), None);
             let mut scores = vec![0f32; documents.len()];
             finite(
                 &lengths,
-                at_once,
+                plan,
                 |pairs| self.logits(&encoded, pairs),
                 |pairs, logits| {
                     for (pair, logit) in pairs.iter().zip(logits) {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, ModelSource, Result,
-    batches::{finite, tokens_at_once},
+    batches::{Plan, finite},
     directory::Directory,
     known::EmbeddingModelType,
     modules::{Recipe, Step, normalized},
@@ -55,7 +55,8 @@ pub struct EncodeOptions<'a> {
     /// How many of the first dimensions are kept, at least 1 (Kusupati et al., "Matryoshka Representation Learning", 2022).
     /// Vectors of a model that gives them length 1 have it afterwards too.
     pub dimensions: Option<usize>,
-    /// How many tokens are computed at once, which bounds memory; a longer text is alone. `None` is what suits the device.
+    /// How many tokens are computed at once, by all threads together, which bounds memory; a longer text is alone. `None` is
+    /// what suits the device.
     pub batch_tokens: Option<usize>,
 }
 
@@ -238,10 +239,10 @@ impl EmbeddingModel {
             let prompt = if self.recipe.pooling.include_prompt { 0 } else { self.tokens.of_prompt(prompt)? };
             let lengths: Vec<usize> = encoded.iter().map(|text| text.ids.len()).collect();
             let mut vectors = vec![0f32; texts.len() * width];
-            let at_once = options.batch_tokens.unwrap_or_else(|| tokens_at_once(self.encoder.device()));
+            let plan = Plan::new(self.encoder.device(), options.batch_tokens);
             let mut done = 0;
             let compute = |batch: &[usize]| self.vectors(&encoded, batch, prompt, width);
-            finite(&lengths, at_once, compute, |batch, rows| {
+            finite(&lengths, plan, compute, |batch, rows| {
                 for (text, row) in batch.iter().zip(rows.chunks_exact(width)) {
                     vectors[text * width..(text + 1) * width].copy_from_slice(row);
                 }

@@ -107,7 +107,7 @@ impl ModelLoader {
 
     fn encoder(&self, dir: &ModelDir, weights: &dyn WeightSource) -> Result<TextEncoder> {
         if self.device.is_cpu() {
-            weights.read_ahead();
+            weights.read_into_cache();
         }
         let (file, json) = (dir.file_name("config.json"), dir.config_json()?);
         let fields = Fields::new(&file, &json)?;

@@ -31,11 +31,32 @@ impl<'a> Loading<'a> {
     }
 
     pub(crate) fn weight(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
-        let weight = self.source.weight(name, shape, self.device, self.weights)?;
-        Ok(match weight.dtype() {
+        Ok(self.computing(self.source.weight(name, shape, self.device, self.weights)?))
+    }
+
+    /// The same, with the arithmetic of its dtype.
+    fn computing(&self, weight: Weight) -> Weight {
+        match weight.dtype() {
             DType::BF16 => weight.with_arithmetic(self.arithmetic).with_kept(self.kept),
             _ => weight,
-        })
+        }
+    }
+
+    /// A matrix whose rows are looked up: on the CPU as it is in the file, since nothing is multiplied with it.
+    pub(crate) fn table(&self, name: &str, shape: (usize, usize)) -> Result<Weight> {
+        let dtype = self.weights.filter(|_| !self.device.is_cpu());
+        Ok(self.source.weight(name, shape, self.device, dtype)?)
+    }
+
+    /// A matrix and bias that [`ops::Projections`] keeps in a form of its own, so that the file's is read once.
+    pub(crate) fn packed(&self, path: &str, shape: (usize, usize), bias: bool) -> Result<(Weight, Option<Tensor>)> {
+        let name = format!("{path}.weight");
+        let weight = match self.weights.filter(|_| self.device.is_cpu()) {
+            Some(dtype) => self.source.weight(&name, shape, self.device, None)?.with_dtype(dtype)?,
+            None => self.source.weight(&name, shape, self.device, self.weights)?,
+        };
+        let bias = bias.then(|| self.bias(&format!("{path}.bias"), shape.0)).transpose()?;
+        Ok((self.computing(weight), bias))
     }
 
     pub(crate) fn bias(&self, name: &str, width: usize) -> Result<Tensor> {

@@ -113,15 +113,14 @@ impl ModernBert {
         dtype: Option<DType>,
     ) -> Result<Self> {
         let source = Renamed::prefixed(source, &["model.", ""], WORDS);
-        let mut loading = Loading::new(&source, device, dtype);
+        let loading = Loading::new(&source, device, dtype);
         let c = &config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let mut layers = Vec::with_capacity(c.local.len());
         for index in 0..c.local.len() {
             let at = |name: &str| format!("layers.{index}.{name}");
-            let mut projection = |name: &str, shape, bias| {
-                let projection = loading.projection(at(name), shape, bias)?;
-                Ok::<_, crate::Error>(Projections::new(vec![(projection.weight, projection.bias)]))
+            let projection = |name: &str, shape, bias| {
+                Ok::<_, crate::Error>(Projections::new(vec![loading.packed(&at(name), shape, bias)?]))
             };
             let qkv = projection("attn.Wqkv", (3 * hidden, hidden), c.attention_bias)?;
             let attention_out = projection("attn.Wo", (hidden, hidden), c.attention_bias)?;
@@ -135,7 +134,7 @@ impl ModernBert {
         Ok(Self {
             device: device.clone(),
             dtype: loading.activations,
-            words: loading.weight(WORDS, (c.vocab_size, hidden))?,
+            words: loading.table(WORDS, (c.vocab_size, hidden))?,
             norm: loading.layer_norm("embeddings.norm", hidden, c.norm_bias, c.eps)?,
             layers,
             final_norm: loading.layer_norm("final_norm", hidden, c.norm_bias, c.eps)?,

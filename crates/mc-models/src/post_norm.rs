@@ -126,17 +126,14 @@ impl PostNorm {
         dtype: Option<DType>,
     ) -> Result<Self> {
         let source = Renamed::prefixed(source, names.prefixes, WORDS);
-        let mut loading = Loading::new(&source, device, dtype);
+        let loading = Loading::new(&source, device, dtype);
         let c = &config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let mut layers = Vec::with_capacity(c.layers);
         for index in 0..c.layers {
             let at = |name: &str| format!("{}.{index}.{name}", names.layers);
-            let mut projections = |names: &[&str], shape| {
-                let one = |name: &&str| {
-                    let projection = loading.projection(at(name), shape, true)?;
-                    Ok((projection.weight, projection.bias))
-                };
+            let projections = |names: &[&str], shape| {
+                let one = |name: &&str| loading.packed(&at(name), shape, true);
                 Ok::<_, crate::Error>(Projections::new(names.iter().map(one).collect::<Result<_>>()?))
             };
             let (qkv, o) = (projections(&names.qkv, (hidden, hidden))?, projections(&[names.o], (hidden, hidden))?);
@@ -149,12 +146,12 @@ impl PostNorm {
             Some(buckets) => Some(relative_bias(&source, buckets, c.heads)?),
             None => None,
         };
-        let types = (c.types > 0).then(|| loading.weight("embeddings.token_type_embeddings.weight", (c.types, hidden)));
+        let types = (c.types > 0).then(|| loading.table("embeddings.token_type_embeddings.weight", (c.types, hidden)));
         Ok(Self {
             device: device.clone(),
             dtype: loading.activations,
-            words: loading.weight(WORDS, (c.vocab_size, hidden))?,
-            positions: loading.weight("embeddings.position_embeddings.weight", (c.positions, hidden))?,
+            words: loading.table(WORDS, (c.vocab_size, hidden))?,
+            positions: loading.table("embeddings.position_embeddings.weight", (c.positions, hidden))?,
             types: types.transpose()?,
             norm: loading.layer_norm("embeddings.LayerNorm", hidden, true, c.eps)?,
             layers,

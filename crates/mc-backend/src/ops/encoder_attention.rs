@@ -161,15 +161,15 @@ impl Norm {
 
 /// The projections of a block of rows through the norm before it, if there is one: `(n, outer)`.
 pub(super) fn project(norm: Option<&Norm>, packed: &Packed, x: &[f32], rows: usize, y: &mut [f32]) {
-    let bias = packed.group.bias().map_or(Start::Zero, Start::Row);
+    let bias = packed.start();
     match norm {
-        None => packed.run(x, rows, bias, (y, packed.group.outer)),
+        None => packed.run(x, rows, bias, (y, packed.outer)),
         Some(norm) => {
             let mut h = Scratch::new(x.len());
             let h = h.f32();
             h.copy_from_slice(x);
             norm.run(h);
-            packed.run(h, rows, bias, (y, packed.group.outer));
+            packed.run(h, rows, bias, (y, packed.outer));
         }
     }
 }
@@ -181,10 +181,10 @@ pub(super) fn block_rows(n: usize) -> usize {
 
 fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<Tensor> {
     let (b, t, hidden) = x.dims3()?;
-    let (n, d, outer) = (b * t, s.head_dim, qkv.group.outer);
-    let width = o.group.inner;
-    let columns: Vec<Range<usize>> = match qkv.group.outputs().collect::<Vec<_>>() {
-        all if all.len() == 3 => all,
+    let (n, d, outer) = (b * t, s.head_dim, qkv.outer);
+    let width = o.inner;
+    let columns: Vec<Range<usize>> = match &qkv.outputs {
+        all if all.len() == 3 => all.clone(),
         _ => (0..3).map(|i| i * width..(i + 1) * width).collect(),
     };
     let size = (b, t, width / d, d);
@@ -212,12 +212,12 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
 
     let m = Matrix::f32(scratch.f32(), outer);
     let [q, k, v] = [0, 1, 2].map(|i| View::columns(m, columns[i].start, t, d));
-    let packed = kernel::Packed::new(&shape, qkv.group.arithmetic, k, v, false);
+    let packed = kernel::Packed::new(&shape, qkv.arithmetic, k, v, false);
     // Output projection, residual and norm of rows from `from` on.
     let finish = |from: usize, attended: &[f32], y: &mut [f32]| {
         let x = &x_slice[from * hidden..from * hidden + y.len()];
         o.run(attended, n, Start::Matrix(x, hidden), (y, hidden));
-        o.group.add_bias(y);
+        o.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);
         }

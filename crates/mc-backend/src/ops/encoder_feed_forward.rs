@@ -87,7 +87,7 @@ fn check(x: &Tensor, f: &EncoderFeedForward) -> Result<()> {
 }
 
 fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Result<Tensor> {
-    let (d, inner, outer) = (up.group.inner, down.group.inner, up.group.outer);
+    let (d, inner, outer) = (up.inner, down.inner, up.outer);
     let n = x.elem_count() / d.max(1);
     let (before, after) = (Norm::new(f.before)?, Norm::new(f.after)?);
     let x = x.contiguous()?;
@@ -99,7 +99,7 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
         let mut wide = Scratch::new(n * outer);
         let wide = wide.f32();
         project(before.as_ref(), up, x, rows, wide);
-        let stride = down.group.arithmetic.units(inner);
+        let stride = down.arithmetic.units(inner);
         let mut units = Scratch::new(n.next_multiple_of(kernels::tile::ROWS) * stride);
         let mut gated = vec![0f32; if f.activation == Activation::Geglu { inner } else { 0 }];
         for (row, units) in wide.chunks_exact_mut(outer).zip(units.chunks_exact_mut(stride)) {
@@ -113,10 +113,10 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
                     &gated
                 }
             };
-            round(down.group.arithmetic, act, units);
+            round(down.arithmetic, act, units);
         }
         down.run_units(n, rows, (&mut units, stride), Start::Matrix(x, d), (y, d));
-        down.group.add_bias(y);
+        down.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);
         }

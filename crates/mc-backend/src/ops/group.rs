@@ -125,9 +125,7 @@ impl Group {
 
     /// Adds the bias, if there is any, to rows of the one projection's width.
     pub(super) fn add_bias(&self, y: &mut [f32]) {
-        let Some(bias) = self.bias() else { return };
-        let width = self.members.first().map_or(1, |m| m.out.len());
-        y.chunks_exact_mut(width).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        add_bias(&self.bias, self.members.first().map_or(1, |m| m.out.len()), y);
     }
 
     /// Rows for the input and its low-rank parts.
@@ -152,13 +150,7 @@ impl Group {
     /// The product of the forward pass: [`Group::input_rows`] → `(n, outer)`.
     pub(super) fn forward(&self) -> Result<Stage> {
         let (inner, unit) = (self.inner, |n| self.arithmetic.units(n));
-        let mut whole: Vec<Part> = self.weights(|m, elements| Part {
-            depth: 0,
-            col: m.out.start,
-            size: (inner, m.out.len()),
-            matrix: Matrix::new(elements, inner),
-            transposed: true,
-        });
+        let mut whole = self.matrices();
         let (numbers, mut low) = (self.numbers()?, vec![]);
         for ((m, l), (a, b)) in self.low().zip(&numbers) {
             let r = l.ranks.len();
@@ -168,9 +160,35 @@ impl Group {
             let depth = unit(inner) + unit(l.ranks.start);
             whole.push(Part { depth, col: m.out.start, size: (r, m.out.len()), matrix, transposed: true });
         }
-        // Of several, with the columns between and after them, so that all of the output is written.
-        let to = if let [only] = &self.members[..] { only.out.end } else { self.outer };
-        Ok(self.stage(inner, to, &low, &whole))
+        Ok(self.stage(inner, self.written(), &low, &whole))
+    }
+
+    /// [`Group::forward`] without low-rank parts, packed on this thread alone.
+    pub(super) fn forward_here(&self) -> Stage {
+        let first = self.arithmetic.units(self.inner);
+        Stage {
+            arithmetic: self.arithmetic,
+            first,
+            scales: vec![],
+            low: Panels::default(),
+            whole: Panels::pack_here(self.arithmetic, first, self.written(), &self.matrices()),
+        }
+    }
+
+    /// Of several, with the columns between and after them, so that all of the output is written.
+    fn written(&self) -> usize {
+        if let [only] = &self.members[..] { only.out.end } else { self.outer }
+    }
+
+    /// The matrices of the forward pass.
+    fn matrices(&self) -> Vec<Part<'_>> {
+        self.weights(|m, elements| Part {
+            depth: 0,
+            col: m.out.start,
+            size: (self.inner, m.out.len()),
+            matrix: Matrix::new(elements, self.inner),
+            transposed: true,
+        })
     }
 
     /// The product of the backward pass: [`Group::gradient_rows`] → `(n, inner)`, with the part that comes through the
@@ -289,6 +307,13 @@ impl Group {
         });
         few::times_transposed(n, x, &factors.collect::<Vec<_>>(), y);
         Ok(())
+    }
+}
+
+/// Adds a bias, if there is any, to rows of this width.
+pub(super) fn add_bias(bias: &[f32], width: usize, y: &mut [f32]) {
+    if !bias.is_empty() {
+        y.chunks_exact_mut(width).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     }
 }
 

@@ -1,39 +1,74 @@
 //! Frozen projections of one input that are kept as the kernels read them.
 //!
 //! An encoder reads short texts, each once, so packing its matrices for every call would cost more than the products. They
-//! are packed at their first use and stay so; the pages of the file that they came from are the system's to take back.
+//! are packed at their first use and stay so; the matrices are let go, and come from the file again where somebody else wants
+//! them.
 //! A projection by itself has its gradient in [`super::linear`].
 
 use super::{
     Linear,
     block::{Ops, Side},
-    group::{Group, Stage},
+    group::{self, Group, Stage},
 };
 use crate::{
     Weight,
     kernels::{
         operand::round_rows,
         scratch::Scratch,
-        tile::{ROWS, Start},
+        tile::{Arithmetic, ROWS, Start},
     },
 };
 use candle_core::{DType, Result, Tensor};
-use std::sync::OnceLock;
+use std::{
+    ops::Range,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 /// Frozen projections that read the same input, each `x·Wᵀ + bias`.
 #[derive(Debug)]
 pub struct Projections {
     members: Vec<(Weight, Option<Tensor>)>,
     packed: OnceLock<Option<Packed>>,
+    packing: Mutex<()>,
 }
 
 /// Projections as the kernels read them.
 pub(super) struct Packed {
-    pub(super) group: Group,
+    pub(super) arithmetic: Arithmetic,
+    /// Width of the input.
+    pub(super) inner: usize,
+    /// Width of all outputs together, and the columns of each.
+    pub(super) outer: usize,
+    pub(super) outputs: Vec<Range<usize>>,
+    /// Of width `outer`; empty without any.
+    bias: Vec<f32>,
     stage: Stage,
 }
 
 impl Packed {
+    /// `None` where the kernels cannot read them.
+    fn new(projections: &Projections) -> Result<Option<Self>> {
+        let once = projections.members.iter().map(|(weight, bias)| Ok((weight.to_read_once()?, bias.clone())));
+        let once = Projections::new(once.collect::<Result<_>>()?);
+        let linears = once.linears();
+        let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
+        let stage = group.forward_here();
+        projections.members.iter().for_each(|(weight, _)| weight.release());
+        let (arithmetic, inner, outer) = (group.arithmetic, group.inner, group.outer);
+        let (outputs, bias) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
+        Ok(Some(Self { arithmetic, inner, outer, outputs, bias, stage }))
+    }
+
+    /// The bias that all outputs begin with.
+    pub(super) fn start(&self) -> Start<'_> {
+        if self.bias.is_empty() { Start::Zero } else { Start::Row(&self.bias) }
+    }
+
+    /// Adds the bias, if there is any, to rows of the one projection's width.
+    pub(super) fn add_bias(&self, y: &mut [f32]) {
+        group::add_bias(&self.bias, self.outputs.first().map_or(1, Range::len), y);
+    }
+
     /// Whether so many rows are one block, in which the threads share the columns: then each matrix is read once.
     pub(super) fn share_columns(rows: usize) -> bool {
         rows <= 48
@@ -41,7 +76,7 @@ impl Packed {
 
     /// `y = start + x·Wᵀ` for rows of x, which become units, and `rows` of all the call has.
     pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
-        let (arithmetic, width) = (self.group.arithmetic, self.group.inner);
+        let (arithmetic, width) = (self.arithmetic, self.inner);
         let n = x.len() / width.max(1);
         let stride = arithmetic.units(width);
         // Whole tiles are read.
@@ -76,7 +111,7 @@ impl std::fmt::Debug for Packed {
 impl Projections {
     /// Projections by these matrices `(out, in)` and biases `(out)`.
     pub fn new(members: Vec<(Weight, Option<Tensor>)>) -> Self {
-        Self { members, packed: OnceLock::new() }
+        Self { members, packed: OnceLock::new(), packing: Mutex::new(()) }
     }
 
     /// The same as another device would hold them: plain tensors of `dtype`.
@@ -108,11 +143,12 @@ impl Projections {
     /// As the kernels read them; `None` where they cannot.
     pub(super) fn packed(&self) -> Result<Option<&Packed>> {
         if self.packed.get().is_none() {
-            let linears = self.linears();
-            let group = Group::new(&linears.iter().collect::<Vec<_>>())?;
-            let packed = group.map(|group| group.forward().map(|stage| Packed { group, stage })).transpose()?;
-            // Of two threads that pack at the same time, one has worked in vain.
-            let _ = self.packed.set(packed);
+            // Threads have texts of their own, and the first to come packs for all. It shares no work meanwhile, or it could be
+            // given a text that waits for it.
+            let _packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.packed.get().is_none() {
+                let _ = self.packed.set(Packed::new(self)?);
+            }
         }
         Ok(self.packed.get().and_then(Option::as_ref))
     }
