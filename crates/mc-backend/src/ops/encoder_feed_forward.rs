@@ -9,7 +9,13 @@ use super::{
     encoder_attention::{Norm, block_rows, check_norms, normed, packed, project},
     projections::{Packed, Projections},
 };
-use crate::kernels::{self, operand::round, rows, scratch::Scratch, tile::Start};
+use crate::kernels::{
+    self,
+    operand::round,
+    rows,
+    scratch::Scratch,
+    tile::{Arithmetic, Start},
+};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -96,26 +102,28 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
     let (rows, at_once) = (n, block_rows(n) * d);
     y.par_chunks_mut(at_once.max(1)).zip(x_slice.par_chunks(at_once.max(1))).for_each(|(y, x)| {
         let n = x.len() / d;
-        let mut wide = Scratch::new(n * outer);
-        let wide = wide.f32();
-        project(before.as_ref(), up, x, rows, wide);
-        let stride = down.arithmetic.units(inner);
-        let mut units = Scratch::new(n.next_multiple_of(kernels::tile::ROWS) * stride);
+        // Whole tiles are read.
+        let tiles = n.next_multiple_of(kernels::tile::ROWS);
+        let mut wide = Scratch::new(tiles * outer);
+        project(before.as_ref(), up, x, rows, &mut wide.f32()[..n * outer]);
         let mut gated = vec![0f32; if f.activation == Activation::Geglu { inner } else { 0 }];
-        for (row, units) in wide.chunks_exact_mut(outer).zip(units.chunks_exact_mut(stride)) {
-            let act = match f.activation {
-                Activation::Gelu(form) => {
-                    rows::gelu_row(form, &mut row[..inner]);
-                    &row[..inner]
-                }
+        let (arithmetic, stride) = (down.arithmetic, down.arithmetic.units(inner));
+        let rounds = arithmetic != Arithmetic::F32;
+        let mut rounded = Scratch::new(if rounds { tiles * stride } else { 0 });
+        for (i, row) in wide.f32()[..n * outer].chunks_exact_mut(outer).enumerate() {
+            match f.activation {
+                Activation::Gelu(form) => rows::gelu_row(form, &mut row[..inner]),
                 Activation::Geglu => {
                     rows::geglu_row(&row[..inner], &row[inner..2 * inner], &mut gated);
-                    &gated
+                    row[..inner].copy_from_slice(&gated);
                 }
-            };
-            round(down.arithmetic, act, units);
+            }
+            if rounds {
+                round(arithmetic, &row[..inner], &mut rounded[i * stride..(i + 1) * stride]);
+            }
         }
-        down.run_units(n, rows, (&mut units, stride), Start::Matrix(x, d), (y, d));
+        let units: (&[u32], usize) = if rounds { (&rounded, stride) } else { (&wide, outer) };
+        down.run_units(n, rows, units, Start::Matrix(x, d), (y, d));
         down.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);

@@ -69,20 +69,28 @@ impl Packed {
         group::add_bias(&self.bias, self.outputs.first().map_or(1, Range::len), y);
     }
 
+    /// Columns that are computed.
+    fn written(&self) -> usize {
+        if let [only] = &self.outputs[..] { only.end } else { self.outer }
+    }
+
     /// Whether so many rows are one block, in which the threads share the columns: then each matrix is read once.
     pub(super) fn share_columns(rows: usize) -> bool {
         rows <= 48
     }
 
-    /// `y = start + x·Wᵀ` for rows of x, which become units, and `rows` of all the call has.
+    /// `y = start + x·Wᵀ` for rows of x, and `rows` of all the call has.
     pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
         let (arithmetic, width) = (self.arithmetic, self.inner);
         let n = x.len() / width.max(1);
         let stride = arithmetic.units(width);
         // Whole tiles are read.
+        if arithmetic == Arithmetic::F32 && n.is_multiple_of(ROWS) {
+            return self.run_units(n, rows, (bytemuck::cast_slice(x), stride), start, y);
+        }
         let mut units = Scratch::new(n.next_multiple_of(ROWS) * stride);
         round_rows(arithmetic, (x, width), (&mut units, stride));
-        self.run_units(n, rows, (&mut units, stride), start, y);
+        self.run_units(n, rows, (&units, stride), start, y);
     }
 
     /// As [`Packed::run`] for `n` rows that are units already.
@@ -90,14 +98,14 @@ impl Packed {
         &self,
         n: usize,
         rows: usize,
-        (units, stride): (&mut [u32], usize),
+        units: (&[u32], usize),
         start: Start,
         y: (&mut [f32], usize),
     ) {
         if Self::share_columns(rows) {
-            self.stage.run_wide(n, (units, stride), start, y);
+            self.stage.run_wide(n, units, start, y);
         } else {
-            self.stage.run(n, (units, stride), start, y);
+            self.stage.columns(n, units, 0..self.written(), start, y);
         }
     }
 }
