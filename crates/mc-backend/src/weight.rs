@@ -109,7 +109,17 @@ pub(crate) enum Elements<'a> {
     BF16(&'a [bf16]),
 }
 
-impl Elements<'_> {
+impl<'a> Elements<'a> {
+    /// Bytes whose alignment and length were checked when the weight was made, so that the casts cannot fail.
+    fn new(bytes: &'a [u8], dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F32),
+            DType::F16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F16),
+            DType::BF16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::BF16),
+            _ => None,
+        }
+    }
+
     pub(crate) fn len(self) -> usize {
         match self {
             Self::F32(x) => x.len(),
@@ -217,6 +227,7 @@ impl Weight {
             return Ok(self);
         }
         let data = match &self.data {
+            Data::Tensor(t) if t.device().is_cpu() => return Self::from_tensor(&t.to_dtype(dtype)?),
             Data::Tensor(t) => Data::Tensor(t.to_dtype(dtype)?),
             Data::Bytes(owner, range) => {
                 let (owner, range) = (owner.clone(), range.clone());
@@ -229,13 +240,13 @@ impl Weight {
     }
 
     /// The same matrix for who reads it once: where it has to be converted, that does not stay.
-    pub(crate) fn to_read_once(&self) -> Result<Self> {
+    pub(crate) fn to_read_once(&self) -> Self {
         match &self.data {
             Data::Converted(converted) if converted.made.get().is_none() => {
-                let (owner, range) = converted.convert(self.dtype)?;
-                Ok(Self { data: Data::Bytes(owner, range), repeated: Arc::default(), ..self.clone() })
+                let (owner, range) = converted.convert(self.dtype);
+                Self { data: Data::Bytes(owner, range), repeated: Arc::default(), ..self.clone() }
             }
-            _ => Ok(self.clone()),
+            _ => self.clone(),
         }
     }
 
@@ -253,11 +264,7 @@ impl Weight {
         let (owner, range) = match &self.data {
             Data::Bytes(owner, range) => (owner, range),
             Data::Converted(converted) => {
-                if converted.made.get().is_none() {
-                    let made = converted.convert(self.dtype).ok()?;
-                    let _ = converted.made.set(made);
-                }
-                let (owner, range) = converted.made.get()?;
+                let (owner, range) = converted.made.get_or_init(|| converted.convert(self.dtype));
                 (owner, range)
             }
             Data::Tensor(_) => return None,
@@ -319,7 +326,7 @@ impl Weight {
 
     /// The whole matrix as a tensor `(rows, cols)` of `dtype`; widened or copied where it has to be.
     pub fn to_tensor(&self, dtype: DType) -> Result<Tensor> {
-        match (&self.data, self.to_read_once()?.bytes()) {
+        match (&self.data, self.to_read_once().bytes()) {
             (Data::Tensor(t), _) => t.to_dtype(dtype),
             (_, Some(bytes)) => {
                 Tensor::from_raw_buffer(bytes, self.dtype, &[self.rows, self.cols], &Device::Cpu)?.to_dtype(dtype)
@@ -362,13 +369,7 @@ impl Weight {
     /// The elements where they lie, if the matrix is on the CPU in a dtype the kernels read.
     pub(crate) fn elements(&self) -> Option<Elements<'_>> {
         let bytes = self.bytes()?;
-        // Alignment and length were checked when the weight was made, so these casts cannot fail.
-        match self.dtype {
-            DType::F32 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F32),
-            DType::F16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F16),
-            DType::BF16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::BF16),
-            _ => None,
-        }
+        Elements::new(bytes, self.dtype)
     }
 }
 
@@ -407,25 +408,21 @@ impl Data {
 }
 
 impl Converted {
-    /// In `dtype`, a part at a time.
-    fn convert(&self, dtype: DType) -> Result<(Owner, Range<usize>)> {
-        /// Elements of a part.
-        const PART: usize = 64 * 1024;
-        let from = &self.owner.bytes()[self.range.clone()];
-        let (of, to) = (self.found.size_in_bytes(), dtype.size_in_bytes());
-        let mut words = Words::new(from.len() / of * to);
-        for (from, made) in from.chunks(PART * of).zip(words.bytes_mut().chunks_mut(PART * to)) {
-            let part = Tensor::from_raw_buffer(from, self.found, &[from.len() / of], &Device::Cpu)?.to_dtype(dtype)?;
-            let (storage, _) = part.storage_and_layout();
-            made.copy_from_slice(match &*storage {
-                Storage::Cpu(CpuStorage::F32(v)) => bytemuck::cast_slice(v),
-                Storage::Cpu(CpuStorage::F16(v)) => bytemuck::cast_slice(v),
-                Storage::Cpu(CpuStorage::BF16(v)) => bytemuck::cast_slice(v),
-                _ => bail!("a weight is f32, f16 or bf16, not {dtype:?}"),
-            });
+    fn convert(&self, dtype: DType) -> (Owner, Range<usize>) {
+        fn each<T: Copy>(from: Elements, to: &mut [T], of: impl Fn(f32) -> T) {
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = of(from.get(i)));
+        }
+        let bytes = &self.owner.bytes()[self.range.clone()];
+        let mut words = Words::new(bytes.len() / self.found.size_in_bytes() * dtype.size_in_bytes());
+        if let Some(from) = Elements::new(bytes, self.found) {
+            match dtype {
+                DType::F32 => each(from, bytemuck::cast_slice_mut(words.bytes_mut()), |x| x),
+                DType::F16 => each(from, bytemuck::cast_slice_mut(words.bytes_mut()), f16::from_f32),
+                _ => each(from, bytemuck::cast_slice_mut(words.bytes_mut()), bf16::from_f32),
+            }
         }
         let all = 0..words.1;
-        Ok((Arc::new(words), all))
+        (Arc::new(words), all)
     }
 }
 
@@ -462,7 +459,7 @@ mod tests {
         Ok(())
     }
 
-    /// Twice as many bytes as are read at once, and some; until somebody reads it and after.
+    /// Until somebody reads it and after.
     #[test]
     fn another_dtype_is_that_of_the_whole_rounded() -> Result<()> {
         let (rows, cols) = (41, 3301);
@@ -475,14 +472,22 @@ mod tests {
             assert_eq!(weight.to_tensor(DType::F32)?.to_vec2::<f32>()?, expected);
             let Data::Converted(data) = &weight.data else { panic!("not converted") };
             assert!(data.made.get().is_none());
-            let once = weight.to_read_once()?;
+            let once = weight.to_read_once();
             let wide = |w: &Weight| w.elements().map(|e| (0..rows * cols).map(|i| e.get(i)).collect::<Vec<_>>());
             assert_eq!(wide(&once), Some(expected.concat()));
             assert!(data.made.get().is_none());
             assert_eq!(wide(&weight), Some(expected.concat()));
             assert!(data.made.get().is_some());
-            assert_eq!(weight.with_dtype(DType::BF16)?.dtype(), DType::BF16);
+            // Rounded twice, as it was asked for.
+            let twice = x.to_dtype(to)?.to_dtype(DType::F16)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            for made in [weight.clone(), Weight::from_tensor(&x)?.with_dtype(to)?] {
+                let made = made.with_dtype(DType::F16)?;
+                assert_eq!((made.dtype(), wide(&made)), (DType::F16, Some(twice.concat())));
+            }
         }
+        // Of a dtype that no kernel reads.
+        let double = Weight::from_tensor(&x.to_dtype(DType::F64)?)?;
+        assert!(double.elements().is_none() && double.with_dtype(DType::BF16)?.elements().is_some());
         Ok(())
     }
 

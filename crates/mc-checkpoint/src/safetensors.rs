@@ -271,9 +271,9 @@ impl Bytes for MappedFile {
     /// The pages of the range: they stay in the system's cache, but no longer count as this process's.
     fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        {
-            // SAFETY: the map is of a file and nobody writes to it, so what is dropped, neighbours on the same pages too, is read
-            // from the file again.
+        if self.0.get(range.clone()).is_some() {
+            // SAFETY: the range is inside the map. The map is of a file and nobody writes to it, so what is dropped, neighbours
+            // on the same pages too, is read from the file again.
             #[expect(unsafe_code, reason = "memory of another kind would lose what was written to it")]
             let done =
                 unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
@@ -312,5 +312,8 @@ mod tests {
             assert!(resident(&path) <= (numbers.len() - range.len()) as u64 / 1024 + 1, "{range:?}");
         }
         assert!(owner.bytes() == numbers);
+        // Outside there is nothing to let go.
+        owner.release(numbers.len() - 5..numbers.len() + 5000);
+        owner.release(usize::MAX - 9..usize::MAX);
     }
 }

@@ -5,16 +5,15 @@
 
 use crate::{Error, Result};
 use candle_core::Device;
-use rayon::prelude::*;
 use std::{
     ops::Range,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-/// How many tokens are computed at once, and in how many batches side by side.
+/// How many tokens are computed at once, and in how many batches side by side. A text that is longer is alone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     tokens: usize,
@@ -73,42 +72,125 @@ pub(crate) fn finite(
     done: impl FnMut(&[usize], &[f32]) + Send,
 ) -> Result<()> {
     let (order, batches) = batches(lengths, plan.of_batch(lengths));
-    let (wrong, done) = (AtomicUsize::new(usize::MAX), Mutex::new(done));
-    let done = |texts: &[usize], numbers: &[f32]| {
-        (*done.lock().unwrap_or_else(PoisonError::into_inner))(texts, numbers);
+    let work = Work {
+        plan,
+        lengths,
+        order: &order,
+        batches: &batches,
+        compute,
+        wrong: AtomicUsize::new(usize::MAX),
+        queue: Mutex::default(),
+        results: Mutex::default(),
+        done: Mutex::new(done),
     };
-    let is_finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
-    let run = |batch: Range<usize>| -> Result<()> {
+    rayon::scope(|scope| work.start(scope));
+    if let Some((_, error)) = lock(&work.queue).failed.take() {
+        return Err(error);
+    }
+    match work.wrong.into_inner() {
+        usize::MAX => Ok(()),
+        text => Err(Error::NotFinite { text }),
+    }
+}
+
+/// What the threads share.
+struct Work<'a, C, D> {
+    plan: Plan,
+    lengths: &'a [usize],
+    order: &'a [usize],
+    batches: &'a [Range<usize>],
+    compute: C,
+    /// The first text so far that is not finite.
+    wrong: AtomicUsize,
+    queue: Mutex<Queue>,
+    /// Texts and numbers that `done` has not heard of.
+    results: Mutex<Vec<(Vec<usize>, Vec<f32>)>>,
+    done: Mutex<D>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The batch that begins next.
+    next: usize,
+    /// Tokens of those that have begun.
+    running: usize,
+    /// The first batch so far that failed.
+    failed: Option<(usize, Error)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it guards is whole after every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<C, D> Work<'_, C, D>
+where
+    C: Fn(&[usize]) -> Result<Vec<f32>> + Sync,
+    D: FnMut(&[usize], &[f32]) + Send,
+{
+    /// Begins as many batches as may run beside those that do; each that ends begins the next.
+    fn start<'s>(&'s self, scope: &rayon::Scope<'s>) {
+        let mut queue = lock(&self.queue);
+        while let Some(batch) = self.batches.get(queue.next) {
+            let (index, size) = (queue.next, self.order[batch.clone()].iter().map(|i| self.lengths[*i]).sum::<usize>());
+            let fits = self.plan.side_by_side > 1 && queue.running.saturating_add(size) <= self.plan.tokens;
+            if queue.failed.is_some() || !fits && queue.running > 0 {
+                return;
+            }
+            queue.next += 1;
+            queue.running += size;
+            scope.spawn(move |scope| {
+                let result = self.run(batch);
+                let mut queue = lock(&self.queue);
+                queue.running -= size;
+                if let Err(error) = result
+                    && queue.failed.as_ref().is_none_or(|(first, _)| index < *first)
+                {
+                    queue.failed = Some((index, error));
+                }
+                drop(queue);
+                self.start(scope);
+            });
+        }
+    }
+
+    fn run(&self, batch: &Range<usize>) -> Result<()> {
         // Only ever too large, so that none before the first wrong one is left out.
-        let before = |text: &usize| *text < wrong.load(Ordering::Relaxed);
-        let mut batch: Vec<usize> = order[batch].iter().copied().filter(before).collect();
+        let before = |text: &usize| *text < self.wrong.load(Ordering::Relaxed);
+        let mut batch: Vec<usize> = self.order[batch.clone()].iter().copied().filter(before).collect();
         if batch.is_empty() {
             return Ok(());
         }
-        let together = compute(&batch)?;
+        let is_finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
+        let together = (self.compute)(&batch)?;
         if is_finite(&together) {
-            done(&batch, &together);
+            self.hand_over(batch, together);
             return Ok(());
         }
         batch.sort_unstable();
         for text in batch {
-            let alone = compute(&[text])?;
+            let alone = (self.compute)(&[text])?;
             if !is_finite(&alone) {
-                wrong.fetch_min(text, Ordering::Relaxed);
+                self.wrong.fetch_min(text, Ordering::Relaxed);
                 break;
             }
-            done(&[text], &alone);
+            self.hand_over(vec![text], alone);
         }
         Ok(())
-    };
-    if plan.side_by_side > 1 && batches.len() > 1 {
-        batches.into_par_iter().with_max_len(1).try_for_each(run)?;
-    } else {
-        batches.into_iter().try_for_each(run)?;
     }
-    match wrong.into_inner() {
-        usize::MAX => Ok(()),
-        text => Err(Error::NotFinite { text }),
+
+    /// `done` hears of it from this thread, or from the one that it hears of something from now. Waiting for that one could be
+    /// waiting for this very thread, which does other batches wherever `done` shares work.
+    fn hand_over(&self, texts: Vec<usize>, numbers: Vec<f32>) {
+        lock(&self.results).push((texts, numbers));
+        while !lock(&self.results).is_empty() {
+            // After a panic it hears nothing more.
+            let Ok(mut done) = self.done.try_lock() else { return };
+            let results = std::mem::take(&mut *lock(&self.results));
+            for (texts, numbers) in results {
+                (*done)(&texts, &numbers);
+            }
+        }
     }
 }
 
@@ -116,6 +198,8 @@ pub(crate) fn finite(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rayon::prelude::*;
+    use std::time::{Duration, Instant};
 
     proptest! {
         #[test]
@@ -160,6 +244,97 @@ mod tests {
         assert!(sizes(&[0, 0], plan(1056, 2)).is_empty() && sizes(&[], plan(1056, 2)).is_empty());
     }
 
+    /// What runs at the same time, of texts shorter and longer than a thread's share, in a pool of four threads.
+    #[test]
+    fn no_more_tokens_than_asked_for_are_computed_at_once() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let long: Vec<usize> = (0..60).map(|i| 10 + i * 37 % 300).collect();
+        for (lengths, tokens, together) in [
+            (vec![1000; 8], 1056, 1),
+            (vec![500; 8], 1056, 2),
+            (vec![14; 256], 1056, 4),
+            (long, 700, 2),
+            (vec![9; 9], 0, 1),
+        ] {
+            let (running, most) = (Mutex::new((0, 0)), Mutex::new((0, 0)));
+            let compute = |texts: &[usize]| {
+                let size: usize = texts.iter().map(|i| lengths[*i]).sum();
+                {
+                    let (mut running, mut most) = (running.lock().unwrap(), most.lock().unwrap());
+                    *running = (running.0 + size, running.1 + 1);
+                    *most = (most.0.max(running.0), most.1.max(running.1));
+                }
+                // Long enough for the others to begin, and shared work in which this thread can be given other batches.
+                let _ = (0..8).into_par_iter().map(|_| std::thread::sleep(Duration::from_millis(2))).count();
+                let mut running = running.lock().unwrap();
+                *running = (running.0 - size, running.1 - 1);
+                Ok(vec![0.0; texts.len()])
+            };
+            let mut seen = 0;
+            pool.install(|| finite(&lengths, Plan { tokens, side_by_side: 4 }, compute, |t, _| seen += t.len()))
+                .unwrap();
+            let (tokens_at_once, batches_at_once) = *most.lock().unwrap();
+            assert_eq!(seen, lengths.len());
+            assert!(tokens_at_once <= tokens.max(*lengths.iter().max().unwrap()), "{tokens_at_once} of {tokens}");
+            assert!(batches_at_once >= together, "{batches_at_once} at once, expected {together}");
+        }
+    }
+
+    /// A wrong text that is found after one that stands before it.
+    #[test]
+    fn the_first_wrong_text_stays_the_first() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let (others_began, first_found) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let wait = |what: &AtomicUsize| {
+            let start = Instant::now();
+            while what.load(Ordering::SeqCst) == 0 && start.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+        };
+        let compute = |texts: &[usize]| {
+            match texts {
+                [2, 3] => others_began.store(1, Ordering::SeqCst),
+                [1] => {
+                    wait(&others_began);
+                    first_found.store(1, Ordering::SeqCst);
+                }
+                [3] => {
+                    wait(&first_found);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                _ => {}
+            }
+            Ok(vec![if texts.iter().any(|i| i % 2 == 1) { f32::NAN } else { 0.0 }; texts.len()])
+        };
+        let plan = Plan { tokens: 400, side_by_side: 2 };
+        let result = pool.install(|| finite(&[100; 4], plan, compute, |_, _| {}));
+        assert!(matches!(result, Err(Error::NotFinite { text: 1 })), "{result:?}");
+    }
+
+    /// Who hears of batches may share work of its own, and this thread may be given a batch meanwhile.
+    #[test]
+    fn an_observer_may_compute_too() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let compute = |texts: &[usize]| Ok((0..texts.len()).into_par_iter().map(|i| i as f32).collect());
+        let mut seen = 0;
+        let done =
+            |texts: &[usize], _: &[f32]| seen += (0..64).into_par_iter().map(|_| texts.len()).sum::<usize>() / 64;
+        pool.install(|| finite(&vec![96; 3000], Plan { tokens: 400, side_by_side: 4 }, compute, done)).unwrap();
+        assert_eq!(seen, 3000);
+    }
+
+    #[test]
+    fn the_error_of_a_computation_is_told() {
+        let compute = |texts: &[usize]| {
+            if texts.contains(&700) {
+                return Err(Error::Dimensions { asked: 7, width: 5 });
+            }
+            Ok(vec![0.0; texts.len()])
+        };
+        let result = finite(&vec![96; 3000], Plan { tokens: 200, side_by_side: 2 }, compute, |_, _| {});
+        assert!(matches!(result, Err(Error::Dimensions { asked: 7, .. })), "{result:?}");
+    }
+
     /// Whichever batch they are in, and though each text of a batch that overflows gives nothing.
     #[test]
     fn the_first_text_that_is_not_finite_is_named() {
@@ -191,7 +366,7 @@ mod tests {
         let compute = |texts: &[usize]| Ok(vec![if texts.len() > 1 { f32::INFINITY } else { 2.0 }; texts.len()]);
         let mut sum = 0.0;
         finite(&lengths, Plan { tokens: 12, side_by_side: 1 }, compute, |_, numbers| {
-            sum += numbers.iter().sum::<f32>()
+            sum += numbers.iter().sum::<f32>();
         })
         .unwrap();
         assert_eq!(sum, 20.0);

@@ -149,3 +149,32 @@ fn a_plain_encoder_is_of_the_dtype_asked_for() -> Result<()> {
     assert_close("f64", &near, &hidden, Tolerance::absolute(1e-5));
     Ok(())
 }
+
+/// In bf16 matrices are what they are rounded to, and tables of words are what the file says.
+#[test]
+fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    for name in ["bert-mean", "modernbert-bias"] {
+        let file = candle_core::safetensors::load(golden(name).join("model.safetensors"), &Device::Cpu)?;
+        let hidden = |rounds: &dyn Fn(&str) -> bool, dtype: DType| -> Result<Vec<f32>> {
+            let dir = tempfile::tempdir()?;
+            fs::copy(golden(name).join("config.json"), dir.path().join("config.json"))?;
+            let tensors = file.iter().map(|(name, x)| {
+                let x = if rounds(name) { rounded(x)? } else { x.clone() };
+                candle_core::Result::Ok((name.clone(), x))
+            });
+            let path = dir.path().join("model.safetensors");
+            mc_checkpoint::save_safetensors(&path, &tensors.collect::<candle_core::Result<_>>()?, None)?;
+            let encoder = ModelLoader::new().with_dtype(dtype).load_encoder_dir(&ModelDir::open(dir.path())?)?;
+            let texts = Texts { ids: &[5, 9, 2, 7, 3], lengths: &[3, 2], token_types: None };
+            Ok(encoder.hidden(&texts)?.flatten_all()?.to_vec1()?)
+        };
+        let is_table = |name: &str| name.contains("embeddings.") && !name.contains("orm");
+        let is_matrix = |name: &str| !is_table(name) && file[name].rank() == 2;
+        let bf16 = hidden(&|_| false, DType::BF16)?;
+        assert_eq!(bf16, hidden(&is_matrix, DType::BF16)?, "{name}: matrices are rounded");
+        assert_ne!(bf16, hidden(&is_table, DType::BF16)?, "{name}: tables are not");
+        assert_ne!(bf16, hidden(&|_| false, DType::F32)?, "{name}: it is another dtype");
+    }
+    Ok(())
+}

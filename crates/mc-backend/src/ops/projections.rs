@@ -48,8 +48,8 @@ pub(super) struct Packed {
 impl Packed {
     /// `None` where the kernels cannot read them.
     fn new(projections: &Projections) -> Result<Option<Self>> {
-        let once = projections.members.iter().map(|(weight, bias)| Ok((weight.to_read_once()?, bias.clone())));
-        let once = Projections::new(once.collect::<Result<_>>()?);
+        let once = projections.members.iter().map(|(weight, bias)| (weight.to_read_once(), bias.clone()));
+        let once = Projections::new(once.collect());
         let linears = once.linears();
         let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
         let stage = group.forward_here();
@@ -165,8 +165,51 @@ impl Projections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops;
+    use crate::{ops, weight::Bytes};
     use mc_testkit::{gradcheck, random};
+    use std::sync::Arc;
+
+    /// Bytes that tell what of them was released.
+    struct Watched(Vec<u8>, Arc<Mutex<Vec<Range<usize>>>>);
+
+    impl Bytes for Watched {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+        fn release(&self, range: Range<usize>) {
+            self.1.lock().unwrap().push(range);
+        }
+    }
+
+    /// From several threads at once, of which each also shares work with the others.
+    #[test]
+    fn matrices_are_packed_once_and_let_go() -> Result<()> {
+        let numbers = random(1, (37, 20), DType::F32).flatten_all()?.to_vec1::<f32>()?;
+        let (released, input) = (Arc::default(), random(2, (50, 20), DType::F32));
+        let owner = Arc::new(Watched(bytemuck::cast_slice(&numbers).to_vec(), Arc::clone(&released)));
+        for dtype in [DType::F32, DType::BF16] {
+            let weight = Weight::from_bytes(owner.clone(), 0..37 * 80, DType::F32, (37, 20))?.with_dtype(dtype)?;
+            let expected = ops::linear(&input, &weight.plain(DType::F32)?, None)?.flatten_all()?.to_vec1::<f32>()?;
+            let projections = Projections::new(vec![(weight.clone(), None)]);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().map_err(candle_core::Error::wrap)?;
+            let rows = input.flatten_all()?.to_vec1::<f32>()?;
+            let results = pool.broadcast(|_| {
+                let packed = projections.packed()?.ok_or_else(|| candle_core::Error::Msg("not packed".into()))?;
+                let mut y = vec![0f32; 50 * 37];
+                packed.run(&rows, 50, Start::Zero, (&mut y, 37));
+                Ok(y)
+            });
+            for y in results.into_iter().collect::<Result<Vec<_>>>()? {
+                assert!(y.iter().zip(&expected).all(|(y, e)| (y - e).abs() < 1e-5));
+            }
+            let mut released = released.lock().unwrap();
+            assert!(released.len() == 1 && released[0] == (0..37 * 80), "{dtype:?}: {released:?}");
+            released.clear();
+            // And whoever wants the matrix gets it.
+            assert_eq!(weight.to_tensor(DType::F32)?.dims(), [37, 20]);
+        }
+        Ok(())
+    }
 
     #[test]
     fn gradient() -> Result<()> {
