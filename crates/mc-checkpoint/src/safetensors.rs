@@ -288,13 +288,12 @@ impl Bytes for MappedFile {
 mod tests {
     use super::*;
 
-    /// How much of the file's map is in this process's memory, in KiB.
-    #[cfg(target_os = "linux")]
-    fn resident(path: &Path) -> u64 {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    /// How much of the file's map is in this process's memory, in KiB, where the system says so.
+    fn resident(path: &Path) -> Option<u64> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
         let mut lines = smaps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
         let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        rss.trim().trim_end_matches(" kB").parse().unwrap()
+        Some(rss.trim().trim_end_matches(" kB").parse().unwrap())
     }
 
     #[test]
@@ -308,8 +307,9 @@ mod tests {
         for range in [5000..900_001, 0..0, 0..numbers.len()] {
             assert!(owner.bytes() == numbers);
             owner.release(range.clone());
-            #[cfg(target_os = "linux")]
-            assert!(resident(&path) <= (numbers.len() - range.len()) as u64 / 1024 + 1, "{range:?}");
+            if let Some(resident) = resident(&path) {
+                assert!(resident <= (numbers.len() - range.len()) as u64 / 1024 + 1, "{range:?}");
+            }
         }
         assert!(owner.bytes() == numbers);
         // Outside there is nothing to let go.
