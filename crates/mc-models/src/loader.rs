@@ -48,7 +48,8 @@ impl ModelLoader {
     /// Converts matrices to this dtype; on devices other than the CPU activations have it too.
     ///
     /// On the CPU `f32` asks for `f32` arithmetic and leaves matrices of less precision as they are, while `bf16` matrices,
-    /// converted or not, round what they are multiplied with to `bf16` and sum in `f32` where that is faster.
+    /// converted or not, round what they are multiplied with to `bf16` and sum in `f32` where that is faster, those of encoders
+    /// also to scaled `f16` ([`mc_backend::ops::Projections::with_fp16`]).
     pub fn with_dtype(self, dtype: DType) -> Self {
         Self { dtype: Some(dtype), ..self }
     }

@@ -48,15 +48,20 @@ impl<'a> Loading<'a> {
         Ok(self.source.weight(name, shape, self.device, dtype)?)
     }
 
-    /// A matrix and bias that [`ops::Projections`] keeps in a form of its own, so that the file's is read once.
-    pub(crate) fn packed(&self, path: &str, shape: (usize, usize), bias: bool) -> Result<(Weight, Option<Tensor>)> {
-        let name = format!("{path}.weight");
-        let weight = match self.weights.filter(|_| self.device.is_cpu()) {
-            Some(dtype) => self.source.weight(&name, shape, self.device, None)?.with_dtype(dtype)?,
-            None => self.source.weight(&name, shape, self.device, self.weights)?,
+    /// Projections of one input, by their paths, that are kept packed, so that the file's matrices are read once.
+    pub(crate) fn projections(&self, paths: &[String], shape: (usize, usize), bias: bool) -> Result<ops::Projections> {
+        let one = |path: &String| {
+            let name = format!("{path}.weight");
+            let weight = match self.weights.filter(|_| self.device.is_cpu()) {
+                Some(dtype) => self.source.weight(&name, shape, self.device, None)?.with_dtype(dtype)?,
+                None => self.source.weight(&name, shape, self.device, self.weights)?,
+            };
+            let bias = bias.then(|| self.bias(&format!("{path}.bias"), shape.0)).transpose()?;
+            Ok((self.computing(weight), bias))
         };
-        let bias = bias.then(|| self.bias(&format!("{path}.bias"), shape.0)).transpose()?;
-        Ok((self.computing(weight), bias))
+        let members = paths.iter().map(one).collect::<Result<_>>()?;
+        // What is kept in bf16 may be rounded.
+        Ok(ops::Projections::new(members).with_fp16(self.kept == Arithmetic::BF16))
     }
 
     pub(crate) fn bias(&self, name: &str, width: usize) -> Result<Tensor> {

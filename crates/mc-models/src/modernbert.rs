@@ -119,9 +119,7 @@ impl ModernBert {
         let mut layers = Vec::with_capacity(c.local.len());
         for index in 0..c.local.len() {
             let at = |name: &str| format!("layers.{index}.{name}");
-            let projection = |name: &str, shape, bias| {
-                Ok::<_, crate::Error>(Projections::new(vec![loading.packed(&at(name), shape, bias)?]))
-            };
+            let projection = |name: &str, shape, bias| loading.projections(&[at(name)], shape, bias);
             let qkv = projection("attn.Wqkv", (3 * hidden, hidden), c.attention_bias)?;
             let attention_out = projection("attn.Wo", (hidden, hidden), c.attention_bias)?;
             let up = projection("mlp.Wi", (2 * inner, hidden), c.mlp_bias)?;

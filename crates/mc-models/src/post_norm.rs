@@ -133,8 +133,7 @@ impl PostNorm {
         for index in 0..c.layers {
             let at = |name: &str| format!("{}.{index}.{name}", names.layers);
             let projections = |names: &[&str], shape| {
-                let one = |name: &&str| loading.packed(&at(name), shape, true);
-                Ok::<_, crate::Error>(Projections::new(names.iter().map(one).collect::<Result<_>>()?))
+                loading.projections(&names.iter().map(|name| at(name)).collect::<Vec<_>>(), shape, true)
             };
             let (qkv, o) = (projections(&names.qkv, (hidden, hidden))?, projections(&[names.o], (hidden, hidden))?);
             let (up, down) = (projections(&[names.up], (inner, hidden))?, projections(&[names.down], (hidden, inner))?);

@@ -10,6 +10,7 @@ const UNSAFE_FILES: &[&str] = &[
     "benches/roofline.rs",
     "crates/mc-backend/src/kernels/compact.rs",
     "crates/mc-backend/src/kernels/few.rs",
+    "crates/mc-backend/src/kernels/fp16.rs",
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/search.rs",
     "crates/mc-backend/src/kernels/tall.rs",

@@ -7,15 +7,9 @@ use super::{
     Gelu, LayerNorm, Side,
     block::{FINER, Ops, PLAIN},
     encoder_attention::{Norm, block_rows, check_norms, normed, packed, project},
-    projections::{Packed, Projections},
+    projections::{Input, Packed, Projections},
 };
-use crate::kernels::{
-    self,
-    operand::round,
-    rows,
-    scratch::Scratch,
-    tile::{Arithmetic, Start},
-};
+use crate::kernels::{self, rows, scratch::Scratch, tile::Start};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -107,9 +101,7 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
         let mut wide = Scratch::new(tiles * outer);
         project(before.as_ref(), up, x, rows, &mut wide.f32()[..n * outer]);
         let mut gated = vec![0f32; if f.activation == Activation::Geglu { inner } else { 0 }];
-        let (arithmetic, stride) = (down.arithmetic, down.arithmetic.units(inner));
-        let rounds = arithmetic != Arithmetic::F32;
-        let mut rounded = Scratch::new(if rounds { tiles * stride } else { 0 });
+        let mut input = down.room(n);
         for (i, row) in wide.f32()[..n * outer].chunks_exact_mut(outer).enumerate() {
             match f.activation {
                 Activation::Gelu(form) => rows::gelu_row(form, &mut row[..inner]),
@@ -118,12 +110,12 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
                     row[..inner].copy_from_slice(&gated);
                 }
             }
-            if rounds {
-                round(arithmetic, &row[..inner], &mut rounded[i * stride..(i + 1) * stride]);
+            if let Some(input) = &mut input {
+                down.fill(input, i, &row[..inner]);
             }
         }
-        let units: (&[u32], usize) = if rounds { (&rounded, stride) } else { (&wide, outer) };
-        down.run_units(n, rows, units, Start::Matrix(x, d), (y, d));
+        let input = input.unwrap_or_else(|| Input::InPlace(wide.numbers(), outer));
+        down.run_input(n, rows, &input, Start::Matrix(x, d), (y, d));
         down.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);

@@ -176,7 +176,7 @@ impl Group {
     }
 
     /// Of several, with the columns between and after them, so that all of the output is written.
-    fn written(&self) -> usize {
+    pub(super) fn written(&self) -> usize {
         if let [only] = &self.members[..] { only.out.end } else { self.outer }
     }
 
@@ -317,6 +317,35 @@ pub(super) fn add_bias(bias: &[f32], width: usize, y: &mut [f32]) {
     }
 }
 
+/// A product for a few rows, of which each thread computes some columns: those it is told, into what it is given.
+pub(super) fn over_columns(
+    cols: usize,
+    rows: usize,
+    start: Start,
+    (y, stride): (&mut [f32], usize),
+    product: impl Fn(Range<usize>, Start, (&mut [f32], usize)) + Sync,
+) {
+    debug_assert!(!matches!(start, Start::Itself), "each thread has an output of its own");
+    let part = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
+    let parts: Vec<_> = (0..cols).step_by(part).map(|from| from..(from + part).min(cols)).collect();
+    let one = |cols: &Range<usize>| {
+        let start = match start {
+            Start::Row(row) => Start::Row(&row[cols.clone()]),
+            Start::Matrix(m, stride) => Start::Matrix(&m[cols.start..], stride),
+            other => other,
+        };
+        let mut c = Scratch::new(rows * cols.len());
+        product(cols.clone(), start, (c.f32(), cols.len()));
+        c
+    };
+    let results: Vec<Scratch> = parts.par_iter().map(one).collect();
+    for (cols, mut c) in parts.into_iter().zip(results) {
+        for (y, c) in y.chunks_mut(stride).zip(c.f32().chunks_exact(cols.len())) {
+            y[cols.clone()].copy_from_slice(c);
+        }
+    }
+}
+
 /// A product with its low-rank part, ready to run on blocks of rows from several threads.
 pub(super) struct Stage {
     arithmetic: Arithmetic,
@@ -345,28 +374,16 @@ impl Stage {
         self.whole.multiply(rows, (units, stride), start, out);
     }
 
-    /// As [`Stage::run`] without low-rank parts, for a few rows: each thread reads some columns of the matrices.
+    /// As [`Stage::run`] without low-rank parts.
+    pub(super) fn multiply(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
+        self.whole.multiply(rows, units, start, out);
+    }
+
+    /// The same for a few rows: each thread reads some columns of the matrices.
     pub(super) fn run_wide(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
-        debug_assert!(!matches!(start, Start::Itself), "each thread has an output of its own");
-        let ((y, stride), cols) = (out, self.whole.cols);
-        let part = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
-        let parts: Vec<_> = (0..cols).step_by(part).map(|from| from..(from + part).min(cols)).collect();
-        let one = |cols: &Range<usize>| {
-            let start = match start {
-                Start::Row(row) => Start::Row(&row[cols.clone()]),
-                Start::Matrix(m, stride) => Start::Matrix(&m[cols.start..], stride),
-                other => other,
-            };
-            let mut c = Scratch::new(rows * cols.len());
-            self.whole.multiply_cols(rows, units, cols.clone(), start, (c.f32(), cols.len()));
-            c
-        };
-        let results: Vec<Scratch> = parts.par_iter().map(one).collect();
-        for (cols, mut c) in parts.into_iter().zip(results) {
-            for (y, c) in y.chunks_mut(stride).zip(c.f32().chunks_exact(cols.len())) {
-                y[cols.clone()].copy_from_slice(c);
-            }
-        }
+        over_columns(self.whole.cols, rows, start, out, |cols, start, c| {
+            self.whole.multiply_cols(rows, units, cols, start, c);
+        });
     }
 
     /// Some columns of the product, after [`Stage::low`] filled the low-rank parts of its rows.

@@ -13,7 +13,8 @@ use super::{
 use crate::{
     Weight,
     kernels::{
-        operand::round_rows,
+        fp16::{self, Panels},
+        operand::round,
         scratch::Scratch,
         tile::{Arithmetic, ROWS, Start},
     },
@@ -28,12 +29,14 @@ use std::{
 #[derive(Debug)]
 pub struct Projections {
     members: Vec<(Weight, Option<Tensor>)>,
+    fp16: bool,
     packed: OnceLock<Option<Packed>>,
     packing: Mutex<()>,
 }
 
 /// Projections as the kernels read them.
 pub(super) struct Packed {
+    /// In which attention computes with what they give.
     pub(super) arithmetic: Arithmetic,
     /// Width of the input.
     pub(super) inner: usize,
@@ -42,7 +45,21 @@ pub(super) struct Packed {
     pub(super) outputs: Vec<Range<usize>>,
     /// Of width `outer`; empty without any.
     bias: Vec<f32>,
-    stage: Stage,
+    form: Form,
+}
+
+enum Form {
+    Units(Stage),
+    Fp16(Panels),
+}
+
+/// Rows of input in the form that a product reads.
+pub(super) enum Input<'a> {
+    /// Rows of `f32` where they lie, so far apart; with padding, so that whole tiles may be read.
+    InPlace(&'a [f32], usize),
+    /// Rows that [`Packed::fill`] fills.
+    Units(Scratch, usize),
+    Fp16(fp16::Rows),
 }
 
 impl Packed {
@@ -52,11 +69,19 @@ impl Packed {
         let once = Projections::new(once.collect());
         let linears = once.linears();
         let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
-        let stage = group.forward_here();
+        let (outputs, bias): (Vec<_>, _) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
+        let in_bf16 = || once.members.iter().all(|(weight, _)| weight.dtype() == DType::BF16);
+        // Of two arithmetics with f16 or bf16, that with sums in f32.
+        let fp16 = projections.fp16 && group.arithmetic == Arithmetic::F32 && fp16::serve() && in_bf16();
+        let form = if fp16 {
+            let elements = once.members.iter().filter_map(|(weight, _)| weight.elements());
+            let matrices: Vec<_> = outputs.iter().cloned().zip(elements).collect();
+            Form::Fp16(Panels::pack(group.inner, group.written(), &matrices))
+        } else {
+            Form::Units(group.forward_here())
+        };
         projections.members.iter().for_each(|(weight, _)| weight.release());
-        let (arithmetic, inner, outer) = (group.arithmetic, group.inner, group.outer);
-        let (outputs, bias) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
-        Ok(Some(Self { arithmetic, inner, outer, outputs, bias, stage }))
+        Ok(Some(Self { arithmetic: group.arithmetic, inner: group.inner, outer: group.outer, outputs, bias, form }))
     }
 
     /// The bias that all outputs begin with.
@@ -69,43 +94,70 @@ impl Packed {
         group::add_bias(&self.bias, self.outputs.first().map_or(1, Range::len), y);
     }
 
-    /// Columns that are computed.
-    fn written(&self) -> usize {
-        if let [only] = &self.outputs[..] { only.end } else { self.outer }
-    }
-
     /// Whether so many rows are one block, in which the threads share the columns: then each matrix is read once.
     pub(super) fn share_columns(rows: usize) -> bool {
         rows <= 48
     }
 
-    /// `y = start + x·Wᵀ` for rows of x, and `rows` of all the call has.
-    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
-        let (arithmetic, width) = (self.arithmetic, self.inner);
-        let n = x.len() / width.max(1);
-        let stride = arithmetic.units(width);
-        // Whole tiles are read.
-        if arithmetic == Arithmetic::F32 && n.is_multiple_of(ROWS) {
-            return self.run_units(n, rows, (bytemuck::cast_slice(x), stride), start, y);
+    /// Room for `n` rows of input, where they have to be brought into another form; `None` where `f32` is read where it lies.
+    pub(super) fn room(&self, n: usize) -> Option<Input<'static>> {
+        match self.form {
+            Form::Units(_) if self.arithmetic == Arithmetic::F32 => None,
+            Form::Units(_) => Some(self.units(n)),
+            Form::Fp16(_) => Some(Input::Fp16(fp16::Rows::new(n, self.inner))),
         }
-        let mut units = Scratch::new(n.next_multiple_of(ROWS) * stride);
-        round_rows(arithmetic, (x, width), (&mut units, stride));
-        self.run_units(n, rows, (&units, stride), start, y);
     }
 
-    /// As [`Packed::run`] for `n` rows that are units already.
-    pub(super) fn run_units(
-        &self,
-        n: usize,
-        rows: usize,
-        units: (&[u32], usize),
-        start: Start,
-        y: (&mut [f32], usize),
-    ) {
-        if Self::share_columns(rows) {
-            self.stage.run_wide(n, units, start, y);
-        } else {
-            self.stage.columns(n, units, 0..self.written(), start, y);
+    fn units(&self, n: usize) -> Input<'static> {
+        let stride = self.arithmetic.units(self.inner);
+        Input::Units(Scratch::new(n.next_multiple_of(ROWS) * stride), stride)
+    }
+
+    /// Makes `x` row `i` of what there is room for.
+    pub(super) fn fill(&self, input: &mut Input, i: usize, x: &[f32]) {
+        match input {
+            Input::InPlace(..) => {}
+            Input::Units(units, stride) => round(self.arithmetic, x, &mut units[i * *stride..(i + 1) * *stride]),
+            Input::Fp16(rows) => rows.fill(i, x),
+        }
+    }
+
+    /// `y = start + x·Wᵀ` for rows of x, and `rows` of all the call has.
+    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
+        let n = x.len() / self.inner.max(1);
+        let input = match self.room(n) {
+            // Whole tiles are read.
+            None if n.is_multiple_of(ROWS) => Input::InPlace(x, self.inner),
+            room => {
+                let mut input = room.unwrap_or_else(|| self.units(n));
+                x.chunks_exact(self.inner.max(1)).enumerate().for_each(|(i, x)| self.fill(&mut input, i, x));
+                input
+            }
+        };
+        self.run_input(n, rows, &input, start, y);
+    }
+
+    /// As [`Packed::run`] for `n` rows that are as the product reads them.
+    pub(super) fn run_input(&self, n: usize, rows: usize, input: &Input, start: Start, y: (&mut [f32], usize)) {
+        let share = Self::share_columns(rows);
+        match (&self.form, input) {
+            (Form::Fp16(panels), Input::Fp16(rows)) if share => {
+                group::over_columns(panels.cols(), n, start, y, |cols, start, c| panels.multiply(rows, cols, start, c));
+            }
+            (Form::Fp16(panels), Input::Fp16(rows)) => panels.multiply(rows, 0..panels.cols(), start, y),
+            (Form::Units(stage), input) => {
+                let units: (&[u32], usize) = match input {
+                    Input::InPlace(x, stride) => (bytemuck::cast_slice(x), *stride),
+                    Input::Units(units, stride) => (units, *stride),
+                    Input::Fp16(_) => unreachable!("units are read"),
+                };
+                if share {
+                    stage.run_wide(n, units, start, y);
+                } else {
+                    stage.multiply(n, units, start, y);
+                }
+            }
+            (Form::Fp16(_), _) => unreachable!("fp16 is read"),
         }
     }
 }
@@ -119,7 +171,14 @@ impl std::fmt::Debug for Packed {
 impl Projections {
     /// Projections by these matrices `(out, in)` and biases `(out)`.
     pub fn new(members: Vec<(Weight, Option<Tensor>)>) -> Self {
-        Self { members, packed: OnceLock::new(), packing: Mutex::new(()) }
+        Self { members, fp16: false, packed: OnceLock::new(), packing: Mutex::new(()) }
+    }
+
+    /// The same; with `true`, products with `bf16` matrices may round their inputs to scaled `f16` and sum up to 32 products in it,
+    /// where the CPU does that faster than `f32` and has no faster product of `bf16`.
+    #[must_use]
+    pub fn with_fp16(self, fp16: bool) -> Self {
+        Self { fp16, ..self }
     }
 
     /// The same as another device would hold them: plain tensors of `dtype`.
@@ -207,6 +266,44 @@ mod tests {
             released.clear();
             // And whoever wants the matrix gets it.
             assert_eq!(weight.to_tensor(DType::F32)?.dims(), [37, 20]);
+        }
+        Ok(())
+    }
+
+    /// Only where that is allowed, the matrices are bf16 and the CPU is faster so; and a row's results do not depend on the others,
+    /// nor on how many threads share the columns.
+    #[test]
+    fn fp16_is_chosen_and_depends_on_nothing_else() -> Result<()> {
+        let projections = |dtype, arithmetic, allowed| {
+            let weight = |seed| Weight::from_tensor(&random(seed, (70, 37), dtype));
+            let members = [1, 2].map(|seed| Ok((weight(seed)?.with_arithmetic(arithmetic), None)));
+            let members = members.into_iter().collect::<Result<_>>()?;
+            Ok::<_, candle_core::Error>(Projections::new(members).with_fp16(allowed))
+        };
+        let is = |p: &Projections| Ok::<_, candle_core::Error>(p.packed()?.map(|p| matches!(p.form, Form::Fp16(_))));
+        assert_eq!(is(&projections(DType::F32, Arithmetic::F32, true)?)?, Some(false));
+        assert_eq!(is(&projections(DType::BF16, Arithmetic::F32, false)?)?, Some(false));
+        let in_bf16 = projections(DType::BF16, Arithmetic::BF16, true)?;
+        let rounds = in_bf16.linears()[0].weight.arithmetic() == Arithmetic::BF16;
+        assert_eq!(is(&in_bf16)?, Some(!rounds && fp16::serve()));
+        let projections = projections(DType::BF16, Arithmetic::F32, true)?;
+        assert_eq!(is(&projections)?, Some(fp16::serve()));
+
+        let Some(packed) = projections.packed()? else { panic!("not packed") };
+        let x = random(3, (100, 37), DType::F32).flatten_all()?.to_vec1::<f32>()?;
+        let run = |threads: usize, x: &[f32], rows: usize| {
+            let pool =
+                rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+            let mut y = vec![f32::NAN; x.len() / 37 * packed.outer];
+            pool.install(|| packed.run(x, rows, packed.start(), (&mut y, packed.outer)));
+            Ok::<_, candle_core::Error>(y)
+        };
+        let all = run(1, &x, 100)?;
+        for (first, n) in [(0, 1), (7, 13), (50, 50)] {
+            for (threads, rows) in [(1, n), (3, n), (1, 100)] {
+                let part = run(threads, &x[first * 37..(first + n) * 37], rows)?;
+                assert!(part == all[first * packed.outer..(first + n) * packed.outer], "{first} {n} {threads} {rows}");
+            }
         }
         Ok(())
     }
