@@ -239,14 +239,15 @@ impl std::fmt::Debug for SafeTensors {
 }
 
 fn map(path: &Path) -> Result<Owner> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let metadata = file.metadata().map_err(Error::io(path))?;
+    // Before it is opened: of a pipe that would wait for who writes to it.
+    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
     if !metadata.is_file() {
         return Err(Error::invalid(&path.display().to_string(), "not a file"));
     }
     if metadata.len() == 0 {
         return Err(Error::invalid(&path.display().to_string(), "empty file"));
     }
+    let file = File::open(path).map_err(Error::io(path))?;
     // SAFETY: the map is read-only and private to this process. That nobody shortens the file while it is open is the
     // condition that the type's documentation states; there is no way to map a file without it.
     #[expect(unsafe_code, reason = "mapping a file has no safe form")]

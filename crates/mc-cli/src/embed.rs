@@ -46,8 +46,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
     /// Tokens that are computed at once [default: what suits the device]
-    #[arg(long, value_name = "N")]
-    batch_tokens: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: Option<u32>,
 }
 
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
@@ -95,7 +95,7 @@ fn options(args: &Args) -> EncodeOptions<'_> {
         (None, _, true) => Prompt::Document,
         (None, false, false) => Prompt::Default,
     };
-    EncodeOptions { prompt, dimensions: args.dimensions, batch_tokens: args.batch_tokens }
+    EncodeOptions { prompt, dimensions: args.dimensions, batch_tokens: args.batch_tokens.map(|n| n as usize) }
 }
 
 struct Work<'a> {

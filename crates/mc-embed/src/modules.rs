@@ -173,7 +173,10 @@ impl Reading {
             let field = if config.map.contains_key(before) { before } else { today };
             let object = config.object(field)?;
             let is_known = |name: &str| more.contains(&name) || field != "processing_kwargs" && known.contains(&name);
-            if let Some((name, found)) = object.map.iter().find(|(name, _)| !is_known(name)) {
+            // A folder of its own for the model or the tokenizer; none is what everybody has.
+            let elsewhere = |name: &str, found: &Value| name == "subfolder" && !found.is_null() && found != "";
+            let odd = |(name, found): &(&String, &Value)| !is_known(name) || elsewhere(name, found);
+            if let Some((name, found)) = object.map.iter().find(odd) {
                 return unsupported(&format!("{field}.{name}"), found);
             }
             arguments.push(object);

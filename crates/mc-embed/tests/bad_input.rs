@@ -311,6 +311,8 @@ fn wrong_settings() -> Result<()> {
     copy.check("`tokenizer_args.do_lower_case` is true, expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"processing_kwargs": {"text": {}}}))?;
     copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
+    copy.write("sentence_bert_config.json", &json!({"model_kwargs": {"subfolder": "onnx"}}))?;
+    copy.check("`model_kwargs.subfolder` is \"onnx\", expected nothing: it is not supported", None);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"truncation_side": "middle"}}))?;
     copy.check("`truncation_side` is \"middle\", expected left or right", None);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;

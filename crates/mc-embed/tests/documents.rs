@@ -266,6 +266,7 @@ fn what_is_no_text_is_left_out_and_said() {
         std::os::unix::fs::symlink("..", place.folder().join("loop")).unwrap();
         std::os::unix::fs::symlink("good.md", place.folder().join("link.md")).unwrap();
         std::os::unix::fs::symlink("nowhere", place.folder().join("broken.md")).unwrap();
+        std::os::unix::net::UnixListener::bind(place.folder().join("socket.md")).unwrap();
     }
     drop(place.create());
     let (update, seen) = place.update();
@@ -279,6 +280,7 @@ fn what_is_no_text_is_left_out_and_said() {
     ];
     if cfg!(unix) {
         expected.extend(["broken.md", "link.md", "loop"].map(|name| (name, SkipReason::Link)));
+        expected.push(("socket.md", SkipReason::NotAFile));
     }
     expected.sort_by_key(|(name, _)| *name);
     assert_eq!(skipped, expected.into_iter().map(|(n, r)| (n.to_string(), r)).collect::<Vec<_>>());

@@ -383,6 +383,14 @@ fn damage_is_said() {
     let error = VectorIndex::open(place.path()).unwrap_err();
     assert!(error.to_string().contains("rows-1.safetensors: no such file"), "{error}");
     assert!(error.hint().unwrap().contains("anew"));
+    // What is no file is not waited for.
+    fs::create_dir(&rows).unwrap();
+    let refused = || VectorIndex::open(place.path()).unwrap_err();
+    assert!(refused().to_string().contains("rows-1.safetensors: not a file"), "{}", refused());
+    fs::remove_file(&json).unwrap();
+    fs::create_dir(&json).unwrap();
+    assert!(refused().to_string().contains("index.json: not a file"), "{}", refused());
+    assert!(refused().hint().unwrap().contains("anew"));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Layout and loop are those of [`super::tile`]: rows of units, panels of 16 columns, and a unit is a pair of neighbouring
 //! `f16`. What differs is what `f16` lacks:
 //!
-//! - *Range.* A row of A and a panel of B are scaled by powers of two, so that their largest number is in [16, 32), and
-//!   the result is scaled back. What becomes zero is less than 2⁻²⁸ of the largest.
+//! - *Range.* A row of A and a column of B are scaled by powers of two, so that their largest number is in [16, 32), or smaller
+//!   if it is below 2⁻¹²²; the result is scaled back. What is less than 2⁻¹⁸ of the largest loses precision, what becomes zero
+//!   is less than 2⁻²⁸ of it. Where the largest is infinite or NaN nothing is scaled, and no result of that row or column is finite.
 //! - *Precision of sums.* No more than 32 products are summed in `f16`; then these sums are widened and go on in `f32`. In 32
 //!   products below 32 · 32 there is no overflow. For random numbers the error is 9.0·10⁻⁴ of a result, where rounding one side
 //!   to `bf16` makes 17·10⁻⁴ (root mean squares, from the test `errors_are_smaller_than_those_of_bf16`).
@@ -48,16 +49,15 @@ pub(crate) fn serve() -> bool {
     serve
 }
 
-/// A power of two that scales numbers of which this is the largest, by its bits, and the one that scales them back; 1 where
-/// that is not finite.
+/// What numbers are multiplied by of which this is the largest, by its bits, and the exponent of the power of two that undoes
+/// it; 1 where that is not finite.
 fn scales(largest: u32) -> (f32, f32) {
     let exponent = (largest >> 23).cast_signed();
     if exponent == 255 {
-        return (1.0, 1.0);
+        return (1.0, 0.0);
     }
     let by = (127 + TOP - exponent).min(126);
-    let power = |e: i32| f32::from_bits((127 + e).cast_unsigned() << 23);
-    (power(by), power(-by))
+    (f32::from_bits((127 + by).cast_unsigned() << 23), -by as f32)
 }
 
 /// The bits of the largest magnitude; of NaN, if there is one.
@@ -80,20 +80,21 @@ fn largest(x: &[f32]) -> u32 {
     )
 }
 
-/// Scaled numbers as units; what is left of the last one is zero.
-fn round(x: &[f32], by: f32, units: &mut [u32]) {
+/// Scaled numbers as units, rounded to nearest with ties to even; what is left of the last one is zero.
+fn round(vectors: bool, x: &[f32], by: f32, units: &mut [u32]) {
     let halves: &mut [u16] = bytemuck::cast_slice_mut(units);
     let (halves, rest) = halves.split_at_mut(x.len());
     rest.fill(0);
     #[cfg(target_arch = "x86_64")]
-    if serve() {
-        // SAFETY: the CPU has AVX-512-FP16, and so the rest; both are as long.
+    if vectors {
+        // SAFETY: who asks for vectors has looked that the CPU has AVX-512-FP16, and the rest; both are as long.
         #[allow(unsafe_code)]
         unsafe {
             avx512::round(x, by, halves);
         }
         return;
     }
+    let _ = vectors;
     halves.iter_mut().zip(x).for_each(|(h, x)| *h = f16::from_f32(x * by).to_bits());
 }
 
@@ -101,7 +102,7 @@ fn round(x: &[f32], by: f32, units: &mut [u32]) {
 pub(crate) struct Rows {
     /// With padding after the last row, so that whole tiles may be read.
     units: Scratch,
-    /// What a row's results are multiplied by.
+    /// The power of two of each row's results.
     scales: Vec<f32>,
     stride: usize,
 }
@@ -116,7 +117,7 @@ impl Rows {
     /// Row `i`.
     pub(crate) fn fill(&mut self, i: usize, x: &[f32]) {
         let (by, back) = scales(largest(x));
-        round(x, by, &mut self.units[i * self.stride..(i + 1) * self.stride]);
+        round(serve(), x, by, &mut self.units[i * self.stride..(i + 1) * self.stride]);
         self.scales[i] = back;
     }
 }
@@ -124,7 +125,7 @@ impl Rows {
 /// The right side of products, packed.
 pub(crate) struct Panels {
     units: Vec<u32>,
-    /// What a panel's results are multiplied by.
+    /// The power of two of each column's results, of whole panels.
     scales: Vec<f32>,
     /// Units.
     depth: usize,
@@ -136,11 +137,12 @@ impl Panels {
     pub(crate) fn pack(width: usize, cols: usize, matrices: &[(Range<usize>, Elements)]) -> Self {
         let (depth, panels) = (width.div_ceil(2), cols.div_ceil(LANES));
         let mut units = vec![0u32; panels * LANES * depth];
-        let mut back = vec![1f32; panels];
+        let mut back = vec![0f32; panels * LANES];
         let mut rows = vec![0f32; LANES * width];
         let mut halves = vec![0u32; LANES * depth.next_multiple_of(LANES)];
         let mut square = [[0u32; LANES]; LANES];
-        for (p, (to, back)) in units.chunks_exact_mut((LANES * depth).max(1)).zip(&mut back).enumerate() {
+        let each = units.chunks_exact_mut((LANES * depth).max(1)).zip(back.chunks_exact_mut(LANES));
+        for (p, (to, back)) in each.enumerate() {
             rows.fill(0.0);
             for (col, row) in (p * LANES..).zip(rows.chunks_exact_mut(width.max(1))) {
                 if let Some((range, elements)) = matrices.iter().find(|(range, _)| range.contains(&col)) {
@@ -152,11 +154,12 @@ impl Panels {
                     }
                 }
             }
-            let by;
-            (by, *back) = scales(largest(&rows));
             let stride = depth.next_multiple_of(LANES);
-            for (row, halves) in rows.chunks_exact(width.max(1)).zip(halves.chunks_exact_mut(stride.max(1))) {
-                round(row, by, halves);
+            let each = rows.chunks_exact(width.max(1)).zip(halves.chunks_exact_mut(stride.max(1)));
+            for ((row, halves), back) in each.zip(back) {
+                let by;
+                (by, *back) = scales(largest(row));
+                round(serve(), row, by, halves);
             }
             for (s, to) in to.chunks_mut(LANES * LANES).enumerate() {
                 for (line, halves) in square.iter_mut().zip(halves.chunks_exact(stride)) {
@@ -216,7 +219,7 @@ impl Panels {
                     a: &a.units[row * depth..(row + ROWS) * depth],
                     b: &self.units[wide.start * LANES * depth..wide.end * LANES * depth],
                     rows: &a.scales[row..(row + ROWS).min(rows)],
-                    panels: &self.scales[wide.clone()],
+                    columns: &self.scales[wide.start * LANES..wide.end * LANES],
                     width,
                     add: add.get(row * add_stride + from..).unwrap_or_default(),
                     add_stride,
@@ -235,9 +238,9 @@ struct Tile<'a> {
     /// 6 rows, of which the last ones may be padding.
     a: &'a [u32],
     b: &'a [u32],
-    /// Scales, of the rows and panels that there are.
+    /// Powers of two, of the rows that there are and of whole panels.
     rows: &'a [f32],
-    panels: &'a [f32],
+    columns: &'a [f32],
     /// Columns, of which the last panel may lack some.
     width: usize,
     /// What is added; nothing if it is empty.
@@ -249,9 +252,9 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     fn vectors(mut self) {
-        let (rows, panels) = (self.rows.len(), self.panels.len());
+        let (rows, panels) = (self.rows.len(), self.columns.len() / LANES);
         assert!(self.a.len() == ROWS * self.depth && self.b.len() == panels * LANES * self.depth, "tile out of bounds");
-        assert!(rows <= ROWS && self.width <= panels * LANES, "tile too large");
+        assert!(rows <= ROWS && panels <= PANELS && self.width <= self.columns.len(), "tile too large");
         assert!(holds(self.c.len(), rows, self.c_stride, self.width), "result of a tile out of bounds");
         let starts = self.add.is_empty() || holds(self.add.len(), rows, self.add_stride, self.width);
         assert!(starts, "start of a tile out of bounds");
@@ -286,8 +289,11 @@ impl Tile<'_> {
                     }
                     wide = [wide[0] + chain[0].to_f32(), wide[1] + chain[1].to_f32()];
                 }
+                // In f64 nothing is lost on the way to numbers at the ends of f32.
+                let power = 2f64.powf(f64::from(row_scale + self.columns[j]));
+                let scaled = (f64::from(wide[0] + wide[1]) * power) as f32;
                 let start = if self.add.is_empty() { 0.0 } else { self.add[i * self.add_stride + j] };
-                self.c[i * self.c_stride + j] = (wide[0] + wide[1]) * row_scale * self.panels[j / LANES] + start;
+                self.c[i * self.c_stride + j] = scaled + start;
             }
         }
     }
@@ -413,11 +419,12 @@ mod avx512 {
         let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         for (i, (row, wide)) in tile.rows.iter().zip(&wide).enumerate() {
-            for (q, (panel, [low, high])) in tile.panels.iter().zip(wide).enumerate() {
+            for (q, (columns, [low, high])) in tile.columns.chunks_exact(LANES).zip(wide).enumerate() {
                 let first = _mm512_permutex2var_ps(*low, even, *high);
                 let second = _mm512_permutex2var_ps(*low, odd, *high);
-                let sum = _mm512_mul_ps(_mm512_add_ps(first, second), _mm512_set1_ps(*row));
-                let mut result = _mm512_mul_ps(sum, _mm512_set1_ps(*panel));
+                // SAFETY: 16 columns.
+                let power = _mm512_add_ps(unsafe { _mm512_loadu_ps(columns.as_ptr()) }, _mm512_set1_ps(*row));
+                let mut result = _mm512_scalef_ps(_mm512_add_ps(first, second), power);
                 let left = tile.width.saturating_sub(q * LANES);
                 let mask: __mmask16 = if left >= LANES { !0 } else { (1 << left) - 1 };
                 // SAFETY: what is read and written is masked to the rows and columns that there are.
@@ -508,7 +515,7 @@ mod tests {
                         // A sum in f16 rounds each time by 2⁻¹¹ of what it has become, and both inputs did.
                         let roundings = CHAIN.min(width.div_ceil(2)) + 3;
                         let most = size * roundings as f64 / 2048.0 + f64::from(add.abs()) * 1e-6
-                            // And what is too small to be a number of its row or panel.
+                            // And what is too small to be a number of its row or column.
                             + largest_of(x) * 3.0 * width as f64 * 2f64.powi(-26);
                         prop_assert!((f64::from(*found) - sum - f64::from(add)).abs() <= most, "{found} {sum} {add} {most}");
                     }
@@ -549,19 +556,91 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_range() {
-        let w: Vec<f32> = (0..40).map(|i| if i < 20 { 1e-30 } else { 3e38 }).collect();
-        let panels = Panels::pack(2, 20, &[(0..20, Elements::F32(&w))]);
-        let rows = [[0f32, 0.0], [1e-38, 1e-38], [1e-45, 0.0], [3e38, -3e38], [f32::NAN, 1.0], [f32::INFINITY, 1.0]];
-        let found = product(rows.as_flattened(), 2, &panels, 0..20, Start::Zero);
-        let found: Vec<&[f32]> = found.chunks_exact(20).collect();
-        assert_eq!(found[0], [0.0; 20]);
-        assert!(found[1][10..].iter().all(|x| (x - 6.0).abs() < 0.02), "{:?}", found[1]);
-        assert!(found[2][10..].iter().all(|x| (x - 4.2e-7).abs() < 1e-8), "{:?}", found[2]);
-        assert_eq!(found[3][16..], [0.0; 4]);
-        assert!(found[4].iter().chain(found[5]).all(|x| !x.is_finite()));
-        // Large enough for infinity where f32 has it too.
-        let ones = product(&[3e38, 3e38], 2, &panels, 0..20, Start::Zero);
-        assert!(ones[10..].iter().all(|x| *x == f32::INFINITY), "{ones:?}");
+        let of = |x: [f32; 2], w: [f32; 2]| {
+            let w = w.repeat(20);
+            let panels = Panels::pack(2, 20, &[(0..20, Elements::F32(&w))]);
+            let found = product(&x, 2, &panels, 0..20, Start::Zero);
+            assert!(found.iter().all(|y| y.to_bits() == found[0].to_bits()));
+            found[0]
+        };
+        let is = |x, w, expected: f32| {
+            let found = of(x, w);
+            assert!((found - expected).abs() <= 1e-2 * expected.abs(), "{x:?} · {w:?} = {found:e}, not {expected:e}");
+        };
+        is([0.0, 0.0], [3e38, 1.0], 0.0);
+        is([1e-38, 1e-38], [3e38, 3e38], 6.0);
+        is([1e-40, 0.0], [3e38, 3e38], 0.03);
+        is([1e36, 1e36], [1e-30, 1e-30], 2e6);
+        is([3e38, 0.0], [1e-38, 1e-38], 3.0);
+        is([1e37, 1e37], [1e-3, 1e-3], 2e34);
+        is([1e-20, 1e-20], [1e-20, 1e-20], 2e-40);
+        is([3e38, -3e38], [3e38, 3e38], 0.0);
+        assert!(of([3e38, 3e38], [3e38, 1.0]).is_infinite());
+        assert!(of([f32::NAN, 1.0], [1.0, 1.0]).is_nan());
+        assert!(of([f32::INFINITY, 1.0], [1.0, 1.0]).is_infinite());
+    }
+
+    /// All products of one sign and as large as they get.
+    #[test]
+    fn no_sum_overflows() {
+        for (x, w) in [(1.9995f32, 1.9995f32), (-31.98, 63.98), (4090.0, 0.124_9)] {
+            let panels = Panels::pack(200, 5, &[(0..5, Elements::F32(&[w; 1000]))]);
+            let expected = 200.0 * x * w;
+            for y in product(&[x; 400], 200, &panels, 0..5, Start::Zero) {
+                assert!((y - expected).abs() < 5e-3 * expected.abs(), "{x} {w}: {y} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_does_not_notice_its_neighbours() {
+        let width = 70;
+        let (x, w) = (noise(3 * width, 1), noise(20 * width, 2));
+        let column = |w: &[f32]| {
+            let panels = Panels::pack(width, 20, &[(0..20, Elements::F32(w))]);
+            let found = product(&x, width, &panels, 0..20, Start::Zero);
+            found.chunks_exact(20).map(|row| (row[3].to_bits(), row[5].is_finite())).collect::<Vec<_>>()
+        };
+        let before = column(&w);
+        for neighbour in [1e30, f32::NAN, f32::INFINITY] {
+            let mut w = w.clone();
+            w[5 * width] = neighbour;
+            let after = column(&w);
+            assert!(before.iter().zip(&after).all(|(b, a)| b.0 == a.0 && a.1 == neighbour.is_finite()), "{neighbour}");
+        }
+    }
+
+    /// In vectors as in plain Rust, and to the nearest.
+    #[test]
+    fn rounding_is_to_the_nearest() {
+        let ends =
+            [0.0, -0.0, 1.0 + 2f32.powi(-11), 1.0 + 3.0 * 2f32.powi(-11), 2f32.powi(-25), 65519.0, 65520.0, f32::NAN];
+        let x: Vec<f32> = ends.into_iter().chain([1.0 + 2f32.powi(-11) + 2f32.powi(-20)]).chain(noise(40, 3)).collect();
+        for n in 0..x.len() {
+            let results = [false, serve()].map(|vectors| {
+                let mut units = vec![7u32; n.div_ceil(2) + 1];
+                round(vectors, &x[..n], 0.5, &mut units);
+                units
+            });
+            let halves: &[u16] = bytemuck::cast_slice(&results[0]);
+            for (x, h) in x.iter().zip(&halves[..n]) {
+                let (h, expected) = (f16::from_bits(*h), nearest(f64::from(*x) * 0.5));
+                assert!(h.to_bits() == expected.to_bits() || h.is_nan() && x.is_nan(), "{x} {h}");
+            }
+            assert!(halves[n..].iter().all(|h| *h == 0));
+            let nan = |u: &[u32]| {
+                bytemuck::cast_slice::<u32, u16>(u).iter().map(|h| f16::from_bits(*h).is_nan()).collect::<Vec<_>>()
+            };
+            assert!(results[0] == results[1] || nan(&results[0]) == nan(&results[1]) && n >= ends.len(), "{n}");
+        }
+    }
+
+    /// Where the system says what the CPU has.
+    #[test]
+    fn it_serves_where_the_cpu_has_it() {
+        if let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") {
+            assert_eq!(serve(), info.split_whitespace().any(|flag| flag == "avx512_fp16"));
+        }
     }
 
     #[test]

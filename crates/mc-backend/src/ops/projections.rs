@@ -74,8 +74,8 @@ impl Packed {
         // Of two arithmetics with f16 or bf16, that with sums in f32.
         let fp16 = projections.fp16 && group.arithmetic == Arithmetic::F32 && fp16::serve() && in_bf16();
         let form = if fp16 {
-            let elements = once.members.iter().filter_map(|(weight, _)| weight.elements());
-            let matrices: Vec<_> = outputs.iter().cloned().zip(elements).collect();
+            let members = outputs.iter().cloned().zip(&once.members);
+            let matrices: Vec<_> = members.filter_map(|(columns, (w, _))| Some((columns, w.elements()?))).collect();
             Form::Fp16(Panels::pack(group.inner, group.written(), &matrices))
         } else {
             Form::Units(group.forward_here())

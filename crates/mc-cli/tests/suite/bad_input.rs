@@ -122,6 +122,7 @@ fn options() {
         call("tune", "unrecognized subcommand 'tune'"),
         call("generate", "required arguments were not provided: --prompt"),
         call("inspect --threads 0", "'0' for '--threads <"),
+        call("embed --batch-tokens 0", "'0' for '--batch-tokens <"),
         call("inspect --threads 100000", "'100000' for '--threads <"),
         call("inspect --dtype f8", "'f8' for '--dtype <"),
         call("eval --device gpu", "unknown device `gpu`"),

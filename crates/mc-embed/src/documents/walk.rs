@@ -37,6 +37,8 @@ pub struct Skipped {
 pub enum SkipReason {
     /// A link, which is not followed.
     Link,
+    /// Neither a file nor a folder, such as a pipe.
+    NotAFile,
     /// It has a byte 0.
     Binary,
     /// Text in another encoding.
@@ -51,6 +53,7 @@ impl std::fmt::Display for SkipReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Link => f.write_str("a link, not followed"),
+            Self::NotAFile => f.write_str("neither a file nor a folder"),
             Self::Binary => f.write_str("binary"),
             Self::NotUtf8 => f.write_str("not UTF-8"),
             Self::TooLarge => write!(f, "larger than {} MiB", MAX_READ >> 20),
@@ -93,6 +96,8 @@ pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Resul
                 Ok(file) => files.push(file),
                 Err(reason) => skip(reason),
             }
+        } else if !kind.is_file() && !kind.is_dir() && !kind.is_symlink() && wanted(entry.path()) {
+            skip(SkipReason::NotAFile);
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,5 +1,6 @@
 //! What can go wrong with an index or the documents in it, in one line each, and how to mend it.
 
+use super::manifest::{FORMAT, VERSION};
 use std::path::PathBuf;
 
 /// The result of what this module and [`crate::documents`] do.
@@ -12,6 +13,14 @@ pub enum Error {
     /// A file of the index is missing, damaged, or cannot be read or written.
     #[error(transparent)]
     File(#[from] mc_checkpoint::Error),
+    /// Another version made the index.
+    #[error("{}: format {found}, expected `{FORMAT}` {VERSION}", file.display())]
+    Version {
+        /// Its `index.json`.
+        file: PathBuf,
+        /// Its format and version.
+        found: String,
+    },
     /// There is no index in that directory.
     #[error("{}: no index there: {what}", dir.display())]
     NoIndex {
@@ -88,6 +97,7 @@ impl Error {
                 mc_checkpoint::Error::Io { .. } => return e.hint(),
                 _ => "the index is damaged; remove its directory and make it anew".into(),
             },
+            Self::Version { .. } => "another version made it; remove its directory and make it anew".into(),
             Self::NoIndex { .. } => "an index is a directory with index.json; make one first".into(),
             Self::Occupied { what: "holds an index already", .. } => {
                 "run this again to bring that index up to date".into()

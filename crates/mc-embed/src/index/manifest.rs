@@ -11,9 +11,9 @@ use std::{
 
 const NAME: &str = "index.json";
 const LOCK: &str = "lock";
-const FORMAT: &str = "metal-candle index";
+pub(super) const FORMAT: &str = "metal-candle index";
 /// Readers refuse any other.
-const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 2;
 /// A configuration with a vector in it is a few dozen KB.
 const MAX_READ: u64 = 16 << 20;
 
@@ -52,6 +52,7 @@ impl Manifest {
         let no_index = |what| Err(Error::NoIndex { dir: dir.into(), what });
         let path = dir.join(NAME);
         let mut text = vec![];
+        check_kind(&path)?;
         match File::open(&path) {
             Ok(file) => file.take(MAX_READ + 1).read_to_end(&mut text).map_err(Error::io(&path))?,
             Err(e) if e.kind() == ErrorKind::NotFound && dir.is_dir() => return no_index("no index.json"),
@@ -65,8 +66,7 @@ impl Manifest {
         let json = |source| mc_checkpoint::Error::Json { file: path.display().to_string(), source };
         let head: Head = serde_json::from_slice(&text).map_err(json)?;
         if head.format != FORMAT || head.version != VERSION {
-            let what = format!("format `{}` {}, expected `{FORMAT}` {VERSION}", head.format, head.version);
-            return Err(Error::invalid(&path, what));
+            return Err(Error::Version { file: path, found: format!("`{}` {}", head.format, head.version) });
         }
         let manifest: Self = serde_json::from_slice(&text).map_err(json)?;
         manifest.config.check(|what| Error::invalid(&path, what))?;
@@ -109,6 +109,14 @@ pub(super) fn delete(dir: &Path, _: Lock) -> Result<()> {
     fs::remove_file(&path).map_err(Error::io(&path))
 }
 
+/// Refuses what is there and no file, before it is opened: a pipe would wait for who writes to it.
+fn check_kind(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(Error::invalid(path, "not a file")),
+        _ => Ok(()),
+    }
+}
+
 /// Whether this is the name of a file of rows, or what [`write_atomic`] calls an unfinished file.
 fn is_left_over(name: &str) -> bool {
     let rows = name.strip_prefix("rows-").and_then(|name| name.strip_suffix(".safetensors"));
@@ -146,6 +154,7 @@ pub(crate) struct Lock(#[expect(dead_code, reason = "what it is locked by is ope
 
 pub(super) fn lock(dir: &Path) -> Result<Lock> {
     let path = dir.join(LOCK);
+    check_kind(&path)?;
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(Lock(file)),
