@@ -383,14 +383,27 @@ fn damage_is_said() {
     let error = VectorIndex::open(place.path()).unwrap_err();
     assert!(error.to_string().contains("rows-1.safetensors: no such file"), "{error}");
     assert!(error.hint().unwrap().contains("anew"));
-    // What is no file is not waited for.
-    fs::create_dir(&rows).unwrap();
-    let refused = || VectorIndex::open(place.path()).unwrap_err();
-    assert!(refused().to_string().contains("rows-1.safetensors: not a file"), "{}", refused());
-    fs::remove_file(&json).unwrap();
-    fs::create_dir(&json).unwrap();
-    assert!(refused().to_string().contains("index.json: not a file"), "{}", refused());
-    assert!(refused().hint().unwrap().contains("anew"));
+}
+
+/// A pipe that nobody writes to would be waited for.
+#[test]
+#[cfg(unix)]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    for name in ["index.json", "rows-1.safetensors", "lock"] {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let place = Place::new(4);
+            place.create(VectorDtype::F16).append(&noise(8, 1), &[]).unwrap();
+            let path = place.path().join(name);
+            fs::remove_file(&path).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+            let result = VectorIndex::open(place.path()).and_then(|mut index| index.remove(&[0]));
+            send.send(result.unwrap_err()).unwrap();
+        });
+        let error = receive.recv_timeout(std::time::Duration::from_secs(30)).unwrap();
+        assert!(error.to_string().contains(&format!("{name}: not a file")), "{error}");
+        assert!(error.hint().unwrap().contains("anew"));
+    }
 }
 
 #[test]

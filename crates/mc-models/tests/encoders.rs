@@ -2,6 +2,7 @@
 //! sentence-transformers in mc-embed.
 
 use candle_core::{DType, Device, Tensor};
+use mc_backend::Arithmetic;
 use mc_checkpoint::ModelDir;
 use mc_models::{ENCODERS, ModelLoader, TextEncoder, Texts};
 use mc_testkit::{Tolerance, assert_close};
@@ -175,6 +176,12 @@ fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
         assert_eq!(bf16, hidden(&is_matrix, DType::BF16)?, "{name}: matrices are rounded");
         assert_ne!(bf16, hidden(&is_table, DType::BF16)?, "{name}: tables are not");
         assert_ne!(bf16, hidden(&|_| false, DType::F32)?, "{name}: it is another dtype");
+        // What matrices are multiplied with is rounded where the CPU is faster so, if its system says what it has.
+        if let Ok(info) = fs::read_to_string("/proc/cpuinfo") {
+            let fp16 = info.split_whitespace().any(|flag| flag == "avx512_fp16");
+            let rounds = fp16 || Arithmetic::fastest_for_bf16() == Arithmetic::BF16;
+            assert_eq!(bf16 != hidden(&is_matrix, DType::F32)?, rounds, "{name}: inputs");
+        }
     }
     Ok(())
 }

@@ -71,7 +71,7 @@ impl Packed {
         let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
         let (outputs, bias): (Vec<_>, _) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
         let in_bf16 = || once.members.iter().all(|(weight, _)| weight.dtype() == DType::BF16);
-        // Of two arithmetics with f16 or bf16, that with sums in f32.
+        // A group that computes in bf16 is as fast, and sums in f32.
         let fp16 = projections.fp16 && group.arithmetic == Arithmetic::F32 && fp16::serve() && in_bf16();
         let form = if fp16 {
             let members = outputs.iter().cloned().zip(&once.members);
@@ -116,7 +116,7 @@ impl Packed {
     /// Makes `x` row `i` of what there is room for.
     pub(super) fn fill(&self, input: &mut Input, i: usize, x: &[f32]) {
         match input {
-            Input::InPlace(..) => {}
+            Input::InPlace(..) => unreachable!("read where it lies"),
             Input::Units(units, stride) => round(self.arithmetic, x, &mut units[i * *stride..(i + 1) * *stride]),
             Input::Fp16(rows) => rows.fill(i, x),
         }
