@@ -12,6 +12,7 @@
 #![allow(clippy::inline_always)]
 
 mod causal_mask;
+pub mod computation;
 pub mod device;
 mod graft;
 mod kernels;
@@ -22,6 +23,7 @@ pub mod random;
 pub mod tensor;
 pub mod weight;
 
+pub use computation::Computation;
 pub use device::DeviceExt;
 pub use graft::backward;
 pub use kernels::{search, tile::Arithmetic};

@@ -4,6 +4,7 @@
 //! them as they go. On other devices it is a candle tensor. Knows nothing of names or files.
 
 use crate::{
+    computation::{Computation, Products},
     kernels::{
         self,
         compact::{self, Compact},
@@ -314,6 +315,12 @@ impl Weight {
     /// What products with the matrix round their inputs to.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
+    }
+
+    /// In what products of many rows with the matrix are computed.
+    pub fn computation(&self) -> Computation {
+        let products = if self.device().is_cpu() { self.arithmetic.into() } else { Products::OfDevice };
+        Computation { weights: self.dtype, products }
     }
 
     /// The device the matrix is on.

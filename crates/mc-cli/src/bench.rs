@@ -285,7 +285,7 @@ impl Report {
         let device = model.device().info().description;
         let memory = peak_memory_bytes();
         if !global.json {
-            report::line(&format!("{name} on {}", source::computation(&**model)))?;
+            report::line(&format!("{name} on {}", source::computation(model.device(), model.computation())))?;
             report::line(&format!("{:<34} {:>10}   lowest to highest", "tokens per second", "median"))?;
             for (_, what, spread) in &self.speeds {
                 if let Some(Spread { median, lowest, highest }) = spread {

@@ -53,7 +53,8 @@ pub(crate) struct Args {
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let dir = source::open_dir(global, Some(&args.model))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
-    global.say(model.describe());
+    let (encoder, line) = (model.encoder(), model.describe());
+    global.say(format!("{line}, on {}", source::computation(encoder.device(), encoder.computation())));
     let options = options(args);
     for (asked, what) in [(args.query, "queries"), (args.document, "documents")] {
         if asked && model.prompt(options.prompt)?.is_empty() {

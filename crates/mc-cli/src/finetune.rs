@@ -220,7 +220,7 @@ fn describe(
     let steps = config.total_steps(data.train.len());
     let (adapted, sites) = (adapter.layers().count(), model.sites().len());
     let settings = adapter.config();
-    let computation = source::computation(&**model);
+    let computation = source::computation(model.device(), model.computation());
     global.say(format!("model: {} ({}) on {computation}", source.name(), model.config().model_type));
     global.say(format!(
         "training {} parameters, rank {} in {adapted} of {sites} projections",

@@ -109,7 +109,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         generation.tokens.len(),
         generation.prefill_tokens_per_second,
         generation.decode_tokens_per_second,
-        source::computation(&*model)
+        source::computation(model.device(), model.computation())
     ));
     Ok(())
 }

@@ -3,8 +3,8 @@
 use crate::{embedded, failure::wrong, global::Global, report};
 use anyhow::Result;
 use metal_candle::{
-    backend::{Arithmetic, DeviceExt},
-    candle_core::DType,
+    backend::{Computation, DeviceExt},
+    candle_core::Device,
     checkpoint::ModelDir,
     lora::LoRAAdapter,
     models::{self, CausalLM, Model, ModelConfig, open_model},
@@ -118,16 +118,8 @@ pub(crate) fn open_decoder(global: &Global, name: Option<&str>) -> Result<ModelD
 }
 
 /// Where and in what a model computes, for people.
-pub(crate) fn computation(model: &dyn CausalLM) -> String {
-    let name = |dtype: DType| format!("{dtype:?}").to_lowercase();
-    let (device, weights) = (model.device().info().description, name(model.head().dtype()));
-    if !model.device().is_cpu() {
-        return format!("{device}; {weights} weights, {} activations", name(model.dtype()));
-    }
-    match model.head().arithmetic() {
-        Arithmetic::BF16 => format!("{device}; {weights} weights, products in bf16 with f32 sums"),
-        Arithmetic::F32 => format!("{device}; {weights} weights, products in f32"),
-    }
+pub(crate) fn computation(device: &Device, computation: Computation) -> String {
+    format!("{}; {computation}", device.info().description)
 }
 
 /// The adapter of `--adapter`, made for `model`.

@@ -2,6 +2,7 @@
 
 use crate::{CausalLM, Decoder, Pass};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use mc_backend::Computation;
 use mc_checkpoint::{Error as SourceError, WeightSource};
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -59,6 +60,8 @@ pub trait Encoder: Send + Sync {
     fn device(&self) -> &Device;
     /// The dtype of hidden states.
     fn dtype(&self) -> DType;
+    /// In what its projections are computed.
+    fn computation(&self) -> Computation;
     /// The hidden states of all tokens, `(tokens, hidden size)`.
     ///
     /// # Errors
@@ -106,6 +109,10 @@ impl Encoder for Causal {
 
     fn dtype(&self) -> DType {
         self.0.dtype()
+    }
+
+    fn computation(&self) -> Computation {
+        self.0.computation()
     }
 
     fn hidden(&self, texts: &Texts) -> Result<Tensor> {

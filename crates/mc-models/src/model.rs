@@ -2,7 +2,7 @@
 
 use crate::{KVCache, ModelConfig};
 use candle_core::{DType, Device, Result, Tensor};
-use mc_backend::{Weight, ops};
+use mc_backend::{Computation, Weight, ops};
 use std::{fmt, ops::Range, sync::Arc};
 
 /// A loaded model: immutable, shared by everybody who uses it.
@@ -147,6 +147,11 @@ pub trait CausalLM: Send + Sync {
     fn norm(&self, x: &Tensor) -> Result<Tensor>;
     /// The output matrix `(vocabulary, hidden size)`; the embedding where they are tied.
     fn head(&self) -> &Weight;
+
+    /// In what its projections are computed.
+    fn computation(&self) -> Computation {
+        self.head().computation()
+    }
 
     /// Embed, all blocks, norm: what the head reads.
     ///

@@ -10,7 +10,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use mc_backend::{
-    Weight,
+    Computation, Weight,
     ops::{self, Activation, Attention, EncoderAttention, EncoderFeedForward, Gelu, Projections, Rope},
 };
 use mc_checkpoint::WeightSource;
@@ -165,6 +165,10 @@ impl Encoder for ModernBert {
 
     fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    fn computation(&self) -> Computation {
+        self.layers.first().map_or_else(|| self.words.computation(), |layer| layer.up.computation())
     }
 
     fn hidden(&self, texts: &Texts) -> candle_core::Result<Tensor> {

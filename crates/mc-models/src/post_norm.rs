@@ -11,7 +11,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Tensor};
 use mc_backend::{
-    Weight,
+    Computation, Weight,
     ops::{self, Activation, Attention, EncoderAttention, EncoderFeedForward, Gelu, Projections, RelativeBias},
 };
 use mc_checkpoint::WeightSource;
@@ -210,6 +210,10 @@ impl Encoder for PostNorm {
 
     fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    fn computation(&self) -> Computation {
+        self.layers.first().map_or_else(|| self.words.computation(), |layer| layer.up.computation())
     }
 
     fn hidden(&self, texts: &Texts) -> candle_core::Result<Tensor> {

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Weight,
+    computation::{Computation, Products},
     kernels::{
         fp16::{self, Panels},
         operand::round,
@@ -70,10 +71,7 @@ impl Packed {
         let linears = once.linears();
         let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
         let (outputs, bias): (Vec<_>, _) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
-        let in_bf16 = || once.members.iter().all(|(weight, _)| weight.dtype() == DType::BF16);
-        // A group that computes in bf16 is as fast, and sums in f32.
-        let fp16 = projections.fp16 && group.arithmetic == Arithmetic::F32 && fp16::serve() && in_bf16();
-        let form = if fp16 {
+        let form = if projections.computation().products == Products::F16 {
             let members = outputs.iter().cloned().zip(&once.members);
             let matrices: Vec<_> = members.filter_map(|(columns, (w, _))| Some((columns, w.elements()?))).collect();
             Form::Fp16(Panels::pack(group.inner, group.written(), &matrices))
@@ -192,6 +190,18 @@ impl Projections {
         Ok(Self::new(self.members.iter().map(plain).collect::<Result<_>>()?))
     }
 
+    /// In what they are computed; in `f32`, if they differ.
+    pub fn computation(&self) -> Computation {
+        let each = || self.members.iter().map(|(weight, _)| weight.computation());
+        let first = each().next().unwrap_or(Computation { weights: DType::F32, products: Products::F32 });
+        let alike = each().all(|c| c.products == first.products);
+        let products = if alike { first.products } else { Products::F32 };
+        let in_bf16 = each().all(|c| c.weights == DType::BF16);
+        // A group that computes in bf16 is as fast, and sums in f32.
+        let rounds = self.fp16 && products == Products::F32 && in_bf16 && fp16::serve();
+        Computation { products: if rounds { Products::F16 } else { products }, ..first }
+    }
+
     /// Each projection's width of input and of output.
     pub(super) fn widths(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.members.iter().map(|(weight, _)| (weight.cols(), weight.rows()))
@@ -280,11 +290,16 @@ mod tests {
             let members = members.into_iter().collect::<Result<_>>()?;
             Ok::<_, candle_core::Error>(Projections::new(members).with_fp16(allowed))
         };
-        let is = |p: &Projections| Ok::<_, candle_core::Error>(p.packed()?.map(|p| matches!(p.form, Form::Fp16(_))));
+        let is = |p: &Projections| {
+            let is = p.packed()?.map(|p| matches!(p.form, Form::Fp16(_)));
+            assert_eq!(is, Some(p.computation().products == Products::F16));
+            Ok::<_, candle_core::Error>(is)
+        };
         assert_eq!(is(&projections(DType::F32, Arithmetic::F32, true)?)?, Some(false));
         assert_eq!(is(&projections(DType::BF16, Arithmetic::F32, false)?)?, Some(false));
         let in_bf16 = projections(DType::BF16, Arithmetic::BF16, true)?;
         let rounds = in_bf16.linears()[0].weight.arithmetic() == Arithmetic::BF16;
+        assert!(!rounds || in_bf16.computation() == Computation { weights: DType::BF16, products: Products::BF16 });
         assert_eq!(is(&in_bf16)?, Some(!rounds && fp16::serve()));
         let projections = projections(DType::BF16, Arithmetic::F32, true)?;
         assert_eq!(is(&projections)?, Some(fp16::serve()));

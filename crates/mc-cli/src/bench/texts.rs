@@ -1,7 +1,7 @@
 //! `metal-candle bench --texts`: how many texts a second an embedding model reads. It times what `embed` runs.
 
 use super::{Args, Spread};
-use crate::{embed::Lines, failure::wrong, global::Global, report, source::open_dir};
+use crate::{embed::Lines, failure::wrong, global::Global, report, source};
 use anyhow::Result;
 use metal_candle::{
     backend::DeviceExt,
@@ -24,7 +24,7 @@ pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
         return Err(wrong(format!("{file} has no texts"), "each line is one"));
     };
     let shortest = std::slice::from_ref(shortest);
-    let dir = open_dir(global, Some(name))?;
+    let dir = source::open_dir(global, Some(name))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
     let encode = |texts: &[String]| {
         let embedded = model.encode_with(texts, &EncodeOptions::default(), &mut |_| {});
@@ -50,16 +50,18 @@ pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
         global.say(format!("run {run}/{}: {:.1} texts/s", args.repeat, speeds[speeds.len() - 1]));
     }
     let (Some(speed), Some(alone)) = (Spread::of(speeds), Spread::of(alone)) else { return Ok(()) };
-    let (device, memory) = (global.device()?.info().description, peak_memory_bytes());
+    let (encoder, memory) = (model.encoder(), peak_memory_bytes());
+    let (device, computation) = (encoder.device(), encoder.computation());
     if global.json {
         return report::json(&json!({
-            "mode": "texts", "model": dir.name(), "device": device, "texts": texts.len(),
+            "mode": "texts", "model": dir.name(), "device": device.info().description,
+            "dtype": format!("{:?}", computation.weights).to_lowercase(), "texts": texts.len(),
             "texts_per_second": speed.median, "texts_range": [speed.lowest, speed.highest],
             "one_text_milliseconds": alone.median, "one_text_range": [alone.lowest, alone.highest],
             "peak_memory_bytes": memory,
         }));
     }
-    report::line(&format!("{} on {device}", model.describe()))?;
+    report::line(&format!("{}, on {}", model.describe(), source::computation(device, computation)))?;
     let row = |what: &str, s: &Spread, digits: usize| {
         report::line(&format!("{what:<34} {:>10.digits$}   {:.digits$} to {:.digits$}", s.median, s.lowest, s.highest))
     };

@@ -28,10 +28,14 @@ fn every_line_is_a_vector() {
         assert!((length - 1.0).abs() < 1e-5, "{row}");
     }
     assert!(
-        run.stderr.starts_with("model: bert, mean pooling, normalize; 20 dimensions, at most 48 tokens\n"),
+        run.stderr.starts_with("model: bert, mean pooling, normalize; 20 dimensions, at most 48 tokens, on CPU, "),
         "{run:?}"
     );
     assert!(run.stderr.contains("4 lines, "), "{run:?}");
+    for (dtype, said) in [("f32", "; f32 weights, products in f32\n"), ("bf16", "; bf16 weights, products in ")] {
+        let run = embed(&place, &["--dtype", dtype], LINES).ok();
+        assert!(run.stderr.contains(said), "{run:?}");
+    }
     // From a file with the line ends of another system it is the same, and quiet is quiet.
     fs::write(place.path("lines.txt"), LINES.replace('\n', "\r\n")).unwrap();
     let again = embed(&place, &["--quiet", "lines.txt"], "").ok();
