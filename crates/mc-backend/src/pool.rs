@@ -31,8 +31,8 @@ pub unsafe fn let_candle_wait_asleep() {
 /// The kernels work from any thread. But a thread outside the pool hands over each of their parallel sections and
 /// sleeps until it is done, twice for every op; so what runs many ops goes through here once.
 ///
-/// A thread that finds nothing for a fifth of a millisecond sleeps as usual. So no work waits for long because of one that
-/// looks, and one that looks does not take a core for long from whoever needs it.
+/// A thread that finds nothing for a fifth of a millisecond sleeps as usual, and after a tenth of a second all do. So no work
+/// waits for long because of one that looks, and one that looks does not take a core for long from whoever needs it.
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| {
         let working = Working(Arc::new(AtomicBool::new(true)));
@@ -57,16 +57,24 @@ impl Drop for Working {
     }
 }
 
-/// Does parts of what the pool has to do, until that work is over or there has been nothing for some time.
+/// Does parts of what the pool has to do, until that work is over, there has been nothing for some time, or for long
+/// enough: below this on the stack a part may wait, which somebody else waits for.
 fn look_for_parts(working: &AtomicBool) {
     const PATIENCE: Duration = Duration::from_micros(200);
-    let mut found = Instant::now();
+    const LONGEST: Duration = Duration::from_millis(100);
+    let began = Instant::now();
+    let mut found = began;
     while working.load(Ordering::Relaxed) {
-        match rayon::yield_now() {
-            Some(rayon::Yield::Executed) => found = Instant::now(),
-            _ if found.elapsed() > PATIENCE => return,
+        let done = rayon::yield_now() == Some(rayon::Yield::Executed);
+        let now = Instant::now();
+        if done {
+            found = now;
+        } else {
             // Whoever else wants this core has it.
-            _ => std::thread::yield_now(),
+            std::thread::yield_now();
+        }
+        if now - found > PATIENCE || now - began > LONGEST {
+            return;
         }
     }
 }
@@ -98,6 +106,33 @@ mod tests {
             working.store(false, Ordering::Relaxed);
             look_for_parts(&working);
             assert_eq!(found.load(Ordering::Relaxed), 3, "the work was over");
+        });
+    }
+
+    /// Though there is always something to do.
+    #[test]
+    fn looking_ends_while_others_work() {
+        fn again(stop: Arc<AtomicBool>) {
+            rayon::spawn(move || {
+                if !stop.load(Ordering::Relaxed) {
+                    again(stop);
+                }
+            });
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        pool(1).install(|| {
+            again(stop.clone());
+            // A second thread ends it, should this one never return by itself.
+            let (late, seen) = (stop.clone(), Arc::new(AtomicBool::new(false)));
+            let told = seen.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(20));
+                told.store(true, Ordering::Relaxed);
+                late.store(true, Ordering::Relaxed);
+            });
+            look_for_parts(&AtomicBool::new(true));
+            assert!(!seen.load(Ordering::Relaxed), "it went on for as long as there was work");
+            stop.store(true, Ordering::Relaxed);
         });
     }
 
