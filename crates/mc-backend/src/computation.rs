@@ -9,8 +9,11 @@ use std::fmt;
 /// ```
 /// use mc_backend::{Computation, computation::Products};
 /// use candle_core::DType;
-/// let computation = Computation { weights: DType::BF16, products: Products::F32 };
-/// assert_eq!(computation.to_string(), "bf16 weights, products in f32");
+/// let say = |products| Computation { weights: DType::BF16, products }.to_string();
+/// assert_eq!(say(Products::F32), "bf16 weights, products in f32");
+/// assert_eq!(say(Products::BF16), "bf16 weights, products in bf16 with f32 sums");
+/// assert_eq!(say(Products::F16), "bf16 weights, products in f16, f32 sums of every 64");
+/// assert_eq!(say(Products::OfDevice), "bf16 weights and activations");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Computation {

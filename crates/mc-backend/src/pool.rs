@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,11 +31,12 @@ pub unsafe fn let_candle_wait_asleep() {
 /// The kernels work from any thread. But a thread outside the pool hands over each of their parallel sections and
 /// sleeps until it is done, twice for every op; so what runs many ops goes through here once.
 ///
-/// A thread that finds nothing for a fifth of a millisecond sleeps as usual, and after a tenth of a second all do. So no work
-/// waits for long because of one that looks, and one that looks does not take a core for long from whoever needs it.
+/// A thread that finds nothing for a fifth of a millisecond sleeps as usual, and none looks while another call runs: there is
+/// work anyway. So no work waits for long because of one that looks, and one that looks does not take a core for long from
+/// whoever needs it.
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| {
-        let working = Working(Arc::new(AtomicBool::new(true)));
+        let working = Working::begin();
         let (this, others) = (rayon::current_thread_index(), working.0.clone());
         if rayon::current_num_threads() > 1 {
             rayon::spawn_broadcast(move |thread| {
@@ -48,23 +49,34 @@ pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     })
 }
 
+/// How many calls of [`in_pool`] run.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
 /// True until it is dropped, after a panic too.
 struct Working(Arc<AtomicBool>);
 
+impl Working {
+    fn begin() -> Self {
+        RUNNING.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+}
+
 impl Drop for Working {
     fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
 /// Does parts of what the pool has to do, until that work is over, there has been nothing for some time, or for long
-/// enough: below this on the stack a part may wait, which somebody else waits for.
+/// enough. Below this on the stack a part may wait for which another call waits; so it ends, too, if there is another.
 fn look_for_parts(working: &AtomicBool) {
     const PATIENCE: Duration = Duration::from_micros(200);
     const LONGEST: Duration = Duration::from_millis(100);
     let began = Instant::now();
     let mut found = began;
-    while working.load(Ordering::Relaxed) {
+    while working.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) <= 1 {
         let done = rayon::yield_now() == Some(rayon::Yield::Executed);
         let now = Instant::now();
         if done {
@@ -83,29 +95,55 @@ fn look_for_parts(working: &AtomicBool) {
 mod tests {
     use super::*;
     use rayon::prelude::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// How many calls run is known to all tests of a process.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn pool(threads: usize) -> rayon::ThreadPool {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
     }
 
+    fn busy(time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Of one thread, nobody else can do what is found.
     #[test]
     fn who_looks_finds_parts_and_ends() {
-        let working = AtomicBool::new(true);
+        let _alone = alone();
         let found = Arc::new(AtomicUsize::new(0));
-        pool(1).install(|| {
-            for _ in 0..3 {
-                let found = found.clone();
-                rayon::spawn(move || _ = found.fetch_add(1, Ordering::Relaxed));
+        // Each begins the next, later than it would be waited for.
+        fn part(found: Arc<AtomicUsize>) {
+            busy(Duration::from_millis(1));
+            if found.fetch_add(1, Ordering::Relaxed) < 2 {
+                rayon::spawn(move || part(found));
             }
-            // Of one thread, nobody else can do them.
+        }
+        pool(1).install(|| {
+            let (parts, working) = (found.clone(), AtomicBool::new(true));
+            rayon::spawn(move || part(parts));
             look_for_parts(&working);
             assert_eq!(found.load(Ordering::Relaxed), 3);
-            let late = found.clone();
-            rayon::spawn(move || _ = late.fetch_add(1, Ordering::Relaxed));
-            working.store(false, Ordering::Relaxed);
-            look_for_parts(&working);
-            assert_eq!(found.load(Ordering::Relaxed), 3, "the work was over");
+            let looked = |working: &AtomicBool| {
+                let late = found.clone();
+                rayon::spawn(move || _ = late.fetch_add(1, Ordering::Relaxed));
+                look_for_parts(working);
+                found.load(Ordering::Relaxed)
+            };
+            // It is over.
+            assert_eq!(looked(&AtomicBool::new(false)), 3);
+            // Others work.
+            let calls = [Working::begin(), Working::begin()];
+            assert_eq!(looked(&working), 3);
+            drop(calls);
+            assert!(looked(&working) > 3);
         });
     }
 
@@ -119,6 +157,7 @@ mod tests {
                 }
             });
         }
+        let _alone = alone();
         let stop = Arc::new(AtomicBool::new(false));
         pool(1).install(|| {
             again(stop.clone());
@@ -136,9 +175,60 @@ mod tests {
         });
     }
 
+    /// After a panic too.
+    #[test]
+    fn the_work_is_over_when_the_call_is() {
+        let _alone = alone();
+        let pool = pool(2);
+        let flag = |panics: bool| {
+            let mut flag = None;
+            let call = || {
+                let working = Working::begin();
+                flag = Some(working.0.clone());
+                assert!(working.0.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1);
+                assert!(!panics);
+            };
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_ok();
+            assert_eq!(ended, !panics);
+            flag.is_some_and(|flag| flag.load(Ordering::Relaxed))
+        };
+        assert!(!flag(false) && !flag(true));
+        let panics = || pool.install(|| in_pool(|| panic!("wrong")));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+        assert_eq!(RUNNING.load(Ordering::Relaxed), 0);
+        assert_eq!(pool.install(|| in_pool(|| 7)), 7);
+    }
+
+    /// A call with two parts of a known length, and another of very many short sections that begins meanwhile.
+    #[test]
+    fn a_call_does_not_wait_for_another() {
+        let _alone = alone();
+        let pool = pool(3);
+        let (long, until) = (Duration::from_millis(300), AtomicBool::new(false));
+        let sections = || {
+            let start = Instant::now();
+            while !until.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
+                (0..8).into_par_iter().with_max_len(1).for_each(|_| busy(Duration::from_micros(20)));
+            }
+        };
+        let took = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(10));
+                pool.install(|| in_pool(sections));
+            });
+            let start = Instant::now();
+            let sleep = std::thread::sleep;
+            pool.install(|| in_pool(|| rayon::join(|| sleep(Duration::from_millis(30)), || sleep(long))));
+            until.store(true, Ordering::Relaxed);
+            start.elapsed()
+        });
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+
     /// Many at once, one in the other, on fewer threads: none waits for one that waits for it.
     #[test]
     fn calls_may_be_nested_and_side_by_side() {
+        let _alone = alone();
         for threads in [1, 2, 3] {
             let pool = pool(threads);
             let sum = |n: usize| (0..n).into_par_iter().with_max_len(1).sum::<usize>();
@@ -154,13 +244,6 @@ mod tests {
             });
             assert_eq!(done, 4 * 10 * 20 * (49 * 50 / 2));
         }
-    }
-
-    #[test]
-    fn a_panic_passes() {
-        let pool = pool(2);
-        let panics = || pool.install(|| in_pool(|| panic!("wrong")));
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
-        assert_eq!(pool.install(|| in_pool(|| 7)), 7);
+        assert_eq!(RUNNING.load(Ordering::Relaxed), 0);
     }
 }

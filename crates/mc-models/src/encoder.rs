@@ -60,7 +60,7 @@ pub trait Encoder: Send + Sync {
     fn device(&self) -> &Device;
     /// The dtype of hidden states.
     fn dtype(&self) -> DType;
-    /// In what its projections are computed.
+    /// In what projections are computed: those of the first layer's feed-forward half. Attention may be in `f32`.
     fn computation(&self) -> Computation;
     /// The hidden states of all tokens, `(tokens, hidden size)`.
     ///

@@ -148,7 +148,7 @@ pub trait CausalLM: Send + Sync {
     /// The output matrix `(vocabulary, hidden size)`; the embedding where they are tied.
     fn head(&self) -> &Weight;
 
-    /// In what its projections are computed.
+    /// In what projections are computed: the head.
     fn computation(&self) -> Computation {
         self.head().computation()
     }

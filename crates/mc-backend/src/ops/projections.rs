@@ -172,7 +172,7 @@ impl Projections {
         Self { members, fp16: false, packed: OnceLock::new(), packing: Mutex::new(()) }
     }
 
-    /// The same; with `true`, products with `bf16` matrices may round their inputs to scaled `f16` and sum up to 32 products in it,
+    /// The same; with `true`, products with `bf16` matrices may round their inputs to scaled `f16` and sum up to 64 products in it,
     /// where the CPU does that faster than `f32` and has no faster product of `bf16`.
     #[must_use]
     pub fn with_fp16(self, fp16: bool) -> Self {
@@ -292,7 +292,9 @@ mod tests {
         };
         let is = |p: &Projections| {
             let is = p.packed()?.map(|p| matches!(p.form, Form::Fp16(_)));
-            assert_eq!(is, Some(p.computation().products == Products::F16));
+            let said = p.computation().products;
+            assert_eq!(is, Some(said == Products::F16));
+            assert!(p.packed()?.is_some_and(|p| (p.arithmetic == Arithmetic::BF16) == (said == Products::BF16)));
             Ok::<_, candle_core::Error>(is)
         };
         assert_eq!(is(&projections(DType::F32, Arithmetic::F32, true)?)?, Some(false));
@@ -301,6 +303,14 @@ mod tests {
         let rounds = in_bf16.linears()[0].weight.arithmetic() == Arithmetic::BF16;
         assert!(!rounds || in_bf16.computation() == Computation { weights: DType::BF16, products: Products::BF16 });
         assert_eq!(is(&in_bf16)?, Some(!rounds && fp16::serve()));
+        // Members of which one is another.
+        for (dtype, arithmetic) in [(DType::F32, Arithmetic::F32), (DType::BF16, Arithmetic::F32)] {
+            let [rounds, other] = [(DType::BF16, Arithmetic::BF16), (dtype, arithmetic)].map(|(dtype, arithmetic)| {
+                Weight::from_tensor(&random(1, (70, 37), dtype)).map(|w| (w.with_arithmetic(arithmetic), None))
+            });
+            let mixed = Projections::new(vec![rounds?, other?]).with_fp16(true);
+            assert_eq!(is(&mixed)?, Some(dtype == DType::BF16 && fp16::serve()));
+        }
         let projections = projections(DType::BF16, Arithmetic::F32, true)?;
         assert_eq!(is(&projections)?, Some(fp16::serve()));
 

@@ -132,6 +132,8 @@ fn the_ends_of_the_range() {
     is([1e37, 1e37], [1e-3, 1e-3], 2e34);
     is([1e-20, 1e-20], [1e-20, 1e-20], 2e-40);
     is([3e38, -3e38], [3e38, 3e38], 0.0);
+    // The smallest beside the largest that is a number still.
+    is([8.0, 2f32.powi(-24)], [0.0, 1.0], 2f32.powi(-24));
     assert!(of([3e38, 3e38], [3e38, 1.0]).is_infinite());
     assert!(of([f32::NAN, 1.0], [1.0, 1.0]).is_nan());
     assert!(of([f32::INFINITY, 1.0], [1.0, 1.0]).is_infinite());
@@ -140,7 +142,7 @@ fn the_ends_of_the_range() {
 /// All products of one sign and as large as they get.
 #[test]
 fn no_sum_overflows() {
-    for (x, w) in [(1.9995f32, 1.9995f32), (-31.98, 63.98), (4090.0, 0.124_9)] {
+    for (x, w) in [(1.999_999_9f32, 1.999_999_9f32), (1.9995, 1.9995), (-31.98, 63.98), (4090.0, 0.124_9)] {
         let panels = Panels::pack(200, 5, &[(0..5, Elements::F32(&[w; 1000]))]);
         let expected = 200.0 * x * w;
         for y in product(&[x; 400], 200, &panels, 0..5, Start::Zero) {
