@@ -117,8 +117,6 @@ mod tests {
     /// Of one thread, nobody else can do what is found.
     #[test]
     fn who_looks_finds_parts_and_ends() {
-        let _alone = alone();
-        let found = Arc::new(AtomicUsize::new(0));
         // Each begins the next, later than it would be waited for.
         fn part(found: Arc<AtomicUsize>) {
             busy(Duration::from_millis(1));
@@ -126,6 +124,8 @@ mod tests {
                 rayon::spawn(move || part(found));
             }
         }
+        let _alone = alone();
+        let found = Arc::new(AtomicUsize::new(0));
         pool(1).install(|| {
             let (parts, working) = (found.clone(), AtomicBool::new(true));
             rayon::spawn(move || part(parts));
