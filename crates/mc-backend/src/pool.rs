@@ -199,32 +199,6 @@ mod tests {
         assert_eq!(pool.install(|| in_pool(|| 7)), 7);
     }
 
-    /// A call with two parts of a known length, and another of very many short sections that begins meanwhile.
-    #[test]
-    fn a_call_does_not_wait_for_another() {
-        let _alone = alone();
-        let pool = pool(3);
-        let (long, until) = (Duration::from_millis(300), AtomicBool::new(false));
-        let sections = || {
-            let start = Instant::now();
-            while !until.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
-                (0..8).into_par_iter().with_max_len(1).for_each(|_| busy(Duration::from_micros(20)));
-            }
-        };
-        let took = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(10));
-                pool.install(|| in_pool(sections));
-            });
-            let start = Instant::now();
-            let sleep = std::thread::sleep;
-            pool.install(|| in_pool(|| rayon::join(|| sleep(Duration::from_millis(30)), || sleep(long))));
-            until.store(true, Ordering::Relaxed);
-            start.elapsed()
-        });
-        assert!(took < Duration::from_secs(5), "{took:?}");
-    }
-
     /// Many at once, one in the other, on fewer threads: none waits for one that waits for it.
     #[test]
     fn calls_may_be_nested_and_side_by_side() {

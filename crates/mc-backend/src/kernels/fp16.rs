@@ -5,7 +5,8 @@
 //!
 //! - *Range.* A row of A and a column of B are scaled by powers of two, so that their largest number is in [8, 16), or smaller
 //!   if it is below 2⁻¹²³; the result is scaled back. What is less than 2⁻¹⁷ of the largest may lose precision, what becomes
-//!   zero is at most 2⁻²⁸ of it, and each rounding of a sum loses up to 2⁻³¹ of the largest of the row times that of the column. Where the largest is infinite or NaN nothing is scaled, and no result of that row or column is finite.
+//!   zero is at most 2⁻²⁸ of it, and each rounding of a sum loses up to 2⁻³¹ of the largest of the row times that of the column.
+//!   Where the largest is infinite or NaN nothing is scaled, and no result of that row or column is finite.
 //! - *Precision of sums.* No more than 32 products are summed one by one in `f16`; two such sums are added, widened and go on in
 //!   `f32`. In 64 products below 16 · 16 there is no overflow. For random numbers the error is 9.3·10⁻⁴ of a result, where rounding
 //!   one side to `bf16` makes 17·10⁻⁴ (root mean squares, from the test `errors_are_smaller_than_those_of_bf16`).
