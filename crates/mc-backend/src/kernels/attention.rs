@@ -6,6 +6,7 @@
 //! tiles. The backward pass computes probabilities again from the logarithm of each row's sum, which is all that is kept.
 
 use super::{
+    Shared,
     operand::{Matrix, Panels, Part, Rows, round},
     scratch::Scratch,
     simd::{self, dot, exp, simd},
@@ -94,10 +95,9 @@ impl Shape {
         [TILE, 24, 12].into_iter().find(|t| units(*t) >= 4 * rayon::current_num_threads()).unwrap_or(12)
     }
 
-    /// The tiles of one row of the batch that run side by side: of texts in one row none has a part of two, but several
+    /// The tiles, of at most so many queries, of one row of the batch that run side by side: of texts in one row none has a part of two, but several
     /// that are short together.
-    fn tiles_at_once(&self) -> Vec<Range<usize>> {
-        let tile = self.tile();
+    fn tiles_at_once(&self, tile: usize) -> Vec<Range<usize>> {
         let Some(segments) = &self.segments else { return self.tiles(tile).collect() };
         let mut tiles: Vec<Range<usize>> = vec![];
         // Whether the last tile has whole texts.
@@ -191,28 +191,34 @@ struct PackedHead {
     values_t: Panels,
 }
 
+impl PackedHead {
+    /// Packs head `unit` of those of all rows of the batch.
+    fn new(s: &Shape, arithmetic: Arithmetic, (k, v): (View, View), unit: usize, backward: bool) -> Self {
+        let (d, t) = (s.dim, s.keys);
+        let (b, h) = (unit / s.kv_heads, unit % s.kv_heads);
+        let pack = |wanted: bool, view: View, transposed: bool| {
+            let size = if transposed { (d, t) } else { (t, d) };
+            let part = Part { depth: 0, col: 0, size, matrix: view.head(b, 0, h), transposed };
+            if wanted {
+                Panels::pack_here(arithmetic, arithmetic.units(size.0), size.1, &[part])
+            } else {
+                Panels::default()
+            }
+        };
+        Self {
+            keys_t: pack(true, k, true),
+            values: pack(!backward, v, false),
+            keys: pack(backward, k, false),
+            values_t: pack(backward, v, true),
+        }
+    }
+}
+
 impl Packed {
     /// Packs in parallel over the heads.
     pub(crate) fn new(s: &Shape, arithmetic: Arithmetic, k: View, v: View, backward: bool) -> Self {
-        let (d, t) = (s.dim, s.keys);
-        let heads = (0..s.batch * s.kv_heads).into_par_iter().map(|unit| {
-            let (b, h) = (unit / s.kv_heads, unit % s.kv_heads);
-            let pack = |wanted: bool, view: View, transposed: bool| {
-                let size = if transposed { (d, t) } else { (t, d) };
-                let part = Part { depth: 0, col: 0, size, matrix: view.head(b, 0, h), transposed };
-                if wanted {
-                    Panels::pack_here(arithmetic, arithmetic.units(size.0), size.1, &[part])
-                } else {
-                    Panels::default()
-                }
-            };
-            PackedHead {
-                keys_t: pack(true, k, true),
-                values: pack(!backward, v, false),
-                keys: pack(backward, k, false),
-                values_t: pack(backward, v, true),
-            }
-        });
+        let heads = (0..s.batch * s.kv_heads).into_par_iter();
+        let heads = heads.map(|unit| PackedHead::new(s, arithmetic, (k, v), unit, backward));
         Self { arithmetic, kv_heads: s.kv_heads, heads: heads.collect() }
     }
 
@@ -230,7 +236,7 @@ pub(crate) fn over_tiles<T: Send>(
     sums: &mut [f32],
     f: impl Fn(usize, Range<usize>, &mut [T], &mut [f32]) + Sync,
 ) {
-    let (tiles, t) = (s.tiles_at_once(), s.queries);
+    let (tiles, t) = (s.tiles_at_once(s.tile()), s.queries);
     let rows = y.par_chunks_mut((t * width).max(1)).zip(sums.par_chunks_mut((t * s.heads).max(1)));
     rows.enumerate().for_each(|(b, (mut y, mut sums))| {
         let mut parts = Vec::with_capacity(tiles.len());
@@ -254,29 +260,84 @@ pub(crate) fn forward(
     out: &mut [f32],
     sums: &mut [f32],
 ) {
-    let (arithmetic, d, width) = (packed.arithmetic, s.dim, s.heads * s.dim);
-    let keys = s.keys_of_tile(b, &tile);
-    let n = keys.len();
-    let mut scores = Scratch::new(tile.len() * n);
-    let scores = scores.f32();
-    let mut p = Rows::new(arithmetic, tile.len(), &[n]);
-    let mut inverse = vec![0f32; tile.len()];
+    let (d, width) = (s.dim, s.heads * s.dim);
+    let mut of_tile = Tile::new(s, packed.arithmetic, (b, tile));
     for h in 0..s.heads {
-        let head = packed.head(s, b, h);
-        let rows = q.rows(arithmetic, (b, tile.start, h), (tile.len(), d));
-        let whole = 0..head.keys_t.depth;
-        head.keys_t.multiply_part(tile.len(), rows.left(), (whole, keys.clone()), Start::Zero, (&mut *scores, n));
-        for (i, row) in tile.clone().enumerate() {
+        of_tile.attend(s, packed.head(s, b, h), h, q, (&mut out[h * d..], width), (&mut sums[h..], s.heads));
+    }
+}
+
+/// [`forward`] of a few queries, packing included, with the heads in parallel: `out` is `(b, tq, heads·d)`.
+pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3], out: &mut [f32]) {
+    let (d, group, out) = (s.dim, s.heads / s.kv_heads, Shared::new(out));
+    let tiles = s.tiles_at_once(TILE);
+    (0..s.batch * s.kv_heads).into_par_iter().for_each(|unit| {
+        let head = PackedHead::new(s, arithmetic, (k, v), unit, false);
+        let (b, first) = (unit / s.kv_heads, unit % s.kv_heads * group);
+        for tile in &tiles {
+            let mut of_tile = Tile::new(s, arithmetic, (b, tile.clone()));
+            let mut attended = Scratch::new(tile.len() * d);
+            let mut sums = vec![0f32; tile.len()];
+            for h in first..first + group {
+                of_tile.attend(s, &head, h, q, (attended.f32(), d), (&mut sums, 1));
+                for (i, row) in tile.clone().zip(attended.f32().chunks_exact(d)) {
+                    // SAFETY: each part has the columns of its own heads.
+                    #[allow(unsafe_code)]
+                    unsafe {
+                        out.slice(((b * s.queries + i) * s.heads + h) * d, d).copy_from_slice(row);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// What the heads of a tile of queries use one after the other.
+struct Tile {
+    arithmetic: Arithmetic,
+    b: usize,
+    queries: Range<usize>,
+    keys: Range<usize>,
+    /// `(queries, keys)`
+    scores: Scratch,
+    p: Rows,
+    inverse: Vec<f32>,
+}
+
+impl Tile {
+    fn new(s: &Shape, arithmetic: Arithmetic, (b, queries): (usize, Range<usize>)) -> Self {
+        let keys = s.keys_of_tile(b, &queries);
+        let (t, n) = (queries.len(), keys.len());
+        let (scores, p) = (Scratch::new(t * n), Rows::new(arithmetic, t, &[n]));
+        Self { arithmetic, b, queries, keys, scores, p, inverse: vec![0.0; t] }
+    }
+
+    /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and `ln Σ exp(score)` into `sums`, with their strides.
+    fn attend(
+        &mut self,
+        s: &Shape,
+        head: &PackedHead,
+        h: usize,
+        q: View,
+        (out, stride): (&mut [f32], usize),
+        (sums, sums_stride): (&mut [f32], usize),
+    ) {
+        let (arithmetic, b, d, t, n) = (self.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
+        let (scores, p) = (self.scores.f32(), &mut self.p);
+        let rows = q.rows(arithmetic, (b, self.queries.start, h), (t, d));
+        let whole = (0..head.keys_t.depth, self.keys.clone());
+        head.keys_t.multiply_part(t, rows.left(), whole, Start::Zero, (&mut *scores, n));
+        for (i, row) in self.queries.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
-            s.add_bias(x, (row, h), keys.start);
-            (sums[i * s.heads + h], inverse[i]) = exponents(x, &s.visible(b, row), keys.start, s.scale);
+            s.add_bias(x, (row, h), self.keys.start);
+            (sums[i * sums_stride], self.inverse[i]) = exponents(x, &s.visible(b, row), self.keys.start, s.scale);
             round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
         }
-        let depth = arithmetic.units(keys.start);
+        let depth = arithmetic.units(self.keys.start);
         let part = (depth..depth + p.stride, 0..d);
-        head.values.multiply_part(tile.len(), p.left(), part, Start::Zero, (&mut out[h * d..], width));
-        for (row, inverse) in out.chunks_exact_mut(width).zip(&inverse) {
-            row[h * d..(h + 1) * d].iter_mut().for_each(|o| *o *= inverse);
+        head.values.multiply_part(t, p.left(), part, Start::Zero, (&mut *out, stride));
+        for (row, inverse) in out.chunks_mut(stride).zip(&self.inverse) {
+            row[..d].iter_mut().for_each(|o| *o *= inverse);
         }
     }
 }

@@ -11,9 +11,10 @@
 //!   `f32`. In 64 products below 16 · 16 there is no overflow. For random numbers the error is 9.3·10⁻⁴ of a result, where rounding
 //!   one side to `bf16` makes 17·10⁻⁴ (root mean squares, from the test `errors_are_smaller_than_those_of_bf16`).
 //!
-//! A tile is 6 rows × 4 panels, for the reasons there. The 32-product loop is a function by itself: 24 sums, 4 vectors of B
-//! and a broadcast are all that it holds, and the compiler keeps them in registers only if there is nothing else (measured:
-//! 83 and 349 GFLOP/s a core).
+//! Rows are shared out evenly over tiles of at most 8, so that none is computed for nothing: one text often has no more than a
+//! tile or two. A tile is 8 rows × 3 panels, or 6 × 4: 24 sums, for the reasons there. The 32-product loop is a function by
+//! itself: the sums, the vectors of B and a broadcast are all that it holds, and the compiler keeps them in registers only if
+//! there is nothing else (measured: 83 and 349 GFLOP/s a core).
 //!
 //! As there, a number depends on its row and column alone. On other CPUs plain Rust computes the same.
 
@@ -21,14 +22,16 @@ use super::{
     holds,
     scratch::Scratch,
     simd::{Element, simd},
-    tile::{LANES, ROWS, Start},
+    tile::{LANES, Start},
     transpose,
 };
 use crate::weight::Elements;
 use half::f16;
 use std::ops::Range;
 
-/// Panels of a tile.
+/// Rows of a tile, at most.
+const TALL: usize = 8;
+/// Panels of a tile, at most.
 const PANELS: usize = 4;
 /// Units of a sum in `f16`: each half of one is a product.
 const CHAIN: usize = 32;
@@ -101,7 +104,6 @@ fn round(vectors: bool, x: &[f32], by: f32, units: &mut [u32]) {
 
 /// The left side of products: rows of scaled units.
 pub(crate) struct Rows {
-    /// With padding after the last row, so that whole tiles may be read.
     units: Scratch,
     /// The power of two of each row's results.
     scales: Vec<f32>,
@@ -112,7 +114,7 @@ impl Rows {
     /// `n` rows of this width, to be filled.
     pub(crate) fn new(n: usize, width: usize) -> Self {
         let stride = width.div_ceil(2);
-        Self { units: Scratch::new(n.next_multiple_of(ROWS) * stride), scales: vec![0.0; n], stride }
+        Self { units: Scratch::new(n * stride), scales: vec![0.0; n], stride }
     }
 
     /// Row `i`.
@@ -197,7 +199,7 @@ impl Panels {
         if rows == 0 || cols.is_empty() {
             return;
         }
-        assert!(a.stride == depth && a.units.len() >= rows.next_multiple_of(ROWS) * depth, "rows of a product");
+        assert!(a.stride == depth && a.units.len() >= rows * depth, "rows of a product");
         assert!(cols.start.is_multiple_of(LANES) && cols.end <= self.cols, "columns of a product");
         assert!(holds(c.len(), rows, c_stride, cols.len()), "result of a product out of bounds");
         let (add, add_stride): (&[f32], usize) = match start {
@@ -210,16 +212,19 @@ impl Panels {
             Start::Itself => unreachable!("no depth is cut here"),
         };
         let panels = cols.start / LANES..cols.end.div_ceil(LANES);
-        for panel in panels.clone().step_by(PANELS) {
-            let wide = panel..(panel + PANELS).min(panels.end);
+        let tiles = rows.div_ceil(TALL);
+        let at_once = if rows.div_ceil(tiles) <= 6 { PANELS } else { PANELS - 1 };
+        for panel in panels.clone().step_by(at_once) {
+            let wide = panel..(panel + at_once).min(panels.end);
             let from = panel * LANES - cols.start;
-            let width = (cols.len() - from).min(PANELS * LANES);
-            for row in (0..rows).step_by(ROWS) {
+            let width = (cols.len() - from).min(at_once * LANES);
+            for tile in 0..tiles {
+                let [row, end] = [tile, tile + 1].map(|tile| tile * rows / tiles);
                 let tile = Tile {
                     depth,
-                    a: &a.units[row * depth..(row + ROWS) * depth],
+                    a: &a.units[row * depth..end * depth],
                     b: &self.units[wide.start * LANES * depth..wide.end * LANES * depth],
-                    rows: &a.scales[row..(row + ROWS).min(rows)],
+                    rows: &a.scales[row..end],
                     columns: &self.scales[wide.start * LANES..wide.end * LANES],
                     width,
                     add: add.get(row * add_stride + from..).unwrap_or_default(),
@@ -236,10 +241,9 @@ impl Panels {
 /// A tile's inputs and where its results go.
 struct Tile<'a> {
     depth: usize,
-    /// 6 rows, of which the last ones may be padding.
     a: &'a [u32],
     b: &'a [u32],
-    /// Powers of two, of the rows that there are and of whole panels.
+    /// Powers of two, of the rows and of whole panels.
     rows: &'a [f32],
     columns: &'a [f32],
     /// Columns, of which the last panel may lack some.
@@ -254,8 +258,11 @@ struct Tile<'a> {
 impl Tile<'_> {
     fn vectors(self) {
         let (rows, panels) = (self.rows.len(), self.columns.len() / LANES);
-        assert!(self.a.len() == ROWS * self.depth && self.b.len() == panels * LANES * self.depth, "tile out of bounds");
-        assert!(rows <= ROWS && panels <= PANELS && self.width <= self.columns.len(), "tile too large");
+        assert!(self.a.len() == rows * self.depth && self.b.len() == panels * LANES * self.depth, "tile out of bounds");
+        assert!(
+            (1..=TALL).contains(&rows) && (1..=PANELS).contains(&panels) && self.width <= self.columns.len(),
+            "tile too large"
+        );
         assert!(holds(self.c.len(), rows, self.c_stride, self.width), "result of a tile out of bounds");
         let starts = self.add.is_empty() || holds(self.add.len(), rows, self.add_stride, self.width);
         assert!(starts, "start of a tile out of bounds");
@@ -264,12 +271,7 @@ impl Tile<'_> {
         #[allow(unsafe_code)]
         unsafe {
             let mut tile = self;
-            match panels {
-                1 => avx512::tile::<1>(&mut tile),
-                2 => avx512::tile::<2>(&mut tile),
-                3 => avx512::tile::<3>(&mut tile),
-                _ => avx512::tile::<PANELS>(&mut tile),
-            }
+            avx512::tile(&mut tile);
         }
         #[cfg(not(target_arch = "x86_64"))]
         self.plain();
@@ -333,8 +335,8 @@ mod avx512 {
     //! The same in AVX-512, of which rows are not read beyond their end.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use super::{CHAIN, LANES, PANELS, ROWS, Tile};
-    use std::arch::x86_64::*;
+    use super::{CHAIN, LANES, PANELS, TALL, Tile};
+    use std::{arch::x86_64::*, mem::MaybeUninit};
 
     /// # Safety
     /// The CPU has AVX-512 with BW and VL, and both are as long.
@@ -352,22 +354,39 @@ mod avx512 {
         }
     }
 
-    /// The sums in `f16` of `n` units, at most [`CHAIN`].
+    /// One vector for each row and panel of a tile.
+    type Vectors = [[MaybeUninit<__m512i>; PANELS]; TALL];
+    type Chain = unsafe fn(usize, usize, *const u32, *const u32, &mut Vectors);
+
+    /// [`chain`] for so many rows and panels, both less one.
+    #[rustfmt::skip]
+    static CHAINS: [[Chain; PANELS]; TALL] = [
+        [chain::<1, 1>, chain::<1, 2>, chain::<1, 3>, chain::<1, 4>],
+        [chain::<2, 1>, chain::<2, 2>, chain::<2, 3>, chain::<2, 4>],
+        [chain::<3, 1>, chain::<3, 2>, chain::<3, 3>, chain::<3, 4>],
+        [chain::<4, 1>, chain::<4, 2>, chain::<4, 3>, chain::<4, 4>],
+        [chain::<5, 1>, chain::<5, 2>, chain::<5, 3>, chain::<5, 4>],
+        [chain::<6, 1>, chain::<6, 2>, chain::<6, 3>, chain::<6, 4>],
+        [chain::<7, 1>, chain::<7, 2>, chain::<7, 3>, chain::<7, 4>],
+        [chain::<8, 1>, chain::<8, 2>, chain::<8, 3>, chain::<8, 4>],
+    ];
+
+    /// The sums in `f16` of `n` units, at most [`CHAIN`], of R rows and P panels into `out`.
     ///
     /// # Safety
-    /// The CPU has AVX-512-FP16; 6 rows `stride` apart at `a` have so many units, panels `LANES·stride` apart at `b` too.
+    /// The CPU has AVX-512-FP16; R rows `stride` apart at `a` have so many units, panels `LANES·stride` apart at `b` too.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512fp16")]
-    unsafe fn chain<const P: usize>(
+    unsafe fn chain<const R: usize, const P: usize>(
         n: usize,
         stride: usize,
         a: *const u32,
         b: *const u32,
-        out: &mut [[__m512i; PANELS]; ROWS],
+        out: &mut Vectors,
     ) {
         /// How far ahead B comes into the first cache, as in the tile of `f32`.
         const AHEAD: usize = 8 * LANES;
-        let mut sums = [[_mm512_setzero_ph(); P]; ROWS];
+        let mut sums = [[_mm512_setzero_ph(); P]; R];
         for l in 0..n {
             let mut columns = [_mm512_setzero_ph(); P];
             for (q, column) in columns.iter_mut().enumerate() {
@@ -389,47 +408,59 @@ mod avx512 {
         }
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, sum) in out.iter_mut().zip(sums) {
-                *out = _mm512_castph_si512(sum);
+                out.write(_mm512_castph_si512(sum));
             }
         }
     }
 
     /// # Safety
-    /// The CPU has AVX-512-FP16, and the tile has P panels and is in bounds, as [`Tile::vectors`] asserts.
+    /// The CPU has AVX-512-FP16, and the tile is in bounds, as [`Tile::vectors`] asserts.
     #[target_feature(enable = "avx512f,avx512fp16")]
-    pub(super) unsafe fn tile<const P: usize>(tile: &mut Tile) {
+    pub(super) unsafe fn tile(tile: &mut Tile) {
         let (depth, a, b) = (tile.depth, tile.a.as_ptr(), tile.b.as_ptr());
+        let (rows, panels) = (tile.rows.len(), tile.columns.len() / LANES);
+        let chain = CHAINS[rows - 1][panels - 1];
         // What is written last is asked for first.
-        for i in 0..tile.rows.len() {
-            for q in 0..P {
+        for i in 0..rows {
+            for q in 0..panels {
                 let at = tile.c.as_ptr().wrapping_add(i * tile.c_stride + q * LANES);
                 _mm_prefetch::<_MM_HINT_ET0>(at.cast());
             }
         }
-        let mut sums = [[[_mm512_setzero_si512(); PANELS]; ROWS]; 2];
+        // Clearing what a tile does not use would take as long as a short chain.
+        let mut sums: [Vectors; 2] = [[[MaybeUninit::uninit(); PANELS]; TALL]; 2];
         // Both halves of 8 columns, and of the other 8.
-        let mut wide = [[[_mm512_setzero_ps(); 2]; P]; ROWS];
+        let mut wide = [[[MaybeUninit::uninit(); 2]; PANELS]; TALL];
+        wide.iter_mut().take(rows).flat_map(|wide| &mut wide[..panels]).for_each(|wide| {
+            *wide = [MaybeUninit::new(_mm512_setzero_ps()); 2];
+        });
         for l in (0..depth).step_by(2 * CHAIN) {
             for (l, sums) in [l, l + CHAIN].into_iter().zip(&mut sums) {
                 let (n, a, b) = (CHAIN.min(depth.saturating_sub(l)), a.wrapping_add(l), b.wrapping_add(l * LANES));
                 // SAFETY: the caller's promise, and no more units than there are, which may be none.
-                unsafe { chain::<P>(n, depth, a, b, sums) };
+                unsafe { chain(n, depth, a, b, sums) };
             }
-            for (i, wide) in wide.iter_mut().enumerate() {
-                for (q, wide) in wide.iter_mut().enumerate() {
-                    let [first, second] = [0, 1].map(|s: usize| _mm512_castsi512_ph(sums[s][i][q]));
-                    let sum = _mm512_castph_si512(_mm512_add_ph(first, second));
-                    wide[0] = _mm512_add_ps(wide[0], _mm512_cvtph_ps(_mm512_castsi512_si256(sum)));
-                    wide[1] = _mm512_add_ps(wide[1], _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(sum)));
+            for (i, wide) in wide.iter_mut().take(rows).enumerate() {
+                for (q, wide) in wide.iter_mut().take(panels).enumerate() {
+                    // SAFETY: a chain has written the sums of these rows and panels, and their wide ones were set.
+                    let ([first, second], [low, high]) = unsafe {
+                        ([sums[0][i][q].assume_init(), sums[1][i][q].assume_init()], wide.map(|w| w.assume_init()))
+                    };
+                    let sum = _mm512_add_ph(_mm512_castsi512_ph(first), _mm512_castsi512_ph(second));
+                    let sum = _mm512_castph_si512(sum);
+                    wide[0].write(_mm512_add_ps(low, _mm512_cvtph_ps(_mm512_castsi512_si256(sum))));
+                    wide[1].write(_mm512_add_ps(high, _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(sum))));
                 }
             }
         }
         let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         for (i, (row, wide)) in tile.rows.iter().zip(&wide).enumerate() {
-            for (q, (columns, [low, high])) in tile.columns.chunks_exact(LANES).zip(wide).enumerate() {
-                let first = _mm512_permutex2var_ps(*low, even, *high);
-                let second = _mm512_permutex2var_ps(*low, odd, *high);
+            for (q, (columns, wide)) in tile.columns.chunks_exact(LANES).zip(wide).enumerate() {
+                // SAFETY: those of these rows and panels were set.
+                let [low, high] = unsafe { wide.map(|w| w.assume_init()) };
+                let first = _mm512_permutex2var_ps(low, even, high);
+                let second = _mm512_permutex2var_ps(low, odd, high);
                 // SAFETY: 16 columns.
                 let power = _mm512_add_ps(unsafe { _mm512_loadu_ps(columns.as_ptr()) }, _mm512_set1_ps(*row));
                 let mut result = _mm512_scalef_ps(_mm512_add_ps(first, second), power);

@@ -212,7 +212,6 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
 
     let m = Matrix::f32(scratch.f32(), outer);
     let [q, k, v] = [0, 1, 2].map(|i| View::columns(m, columns[i].start, t, d));
-    let packed = kernel::Packed::new(&shape, qkv.arithmetic, k, v, false);
     // Output projection, residual and norm of rows from `from` on.
     let finish = |from: usize, attended: &[f32], y: &mut [f32]| {
         let x = &x_slice[from * hidden..from * hidden + y.len()];
@@ -223,14 +222,13 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
         }
     };
     let mut y = vec![0f32; n * hidden];
-    let mut sums = vec![0f32; n * shape.heads];
     if Packed::share_columns(n) {
         let mut attended = Scratch::new(n * width);
-        kernel::over_tiles(&shape, (attended.f32(), width), &mut sums, |b, tile, out, sums| {
-            kernel::forward(&shape, &packed, (b, tile), q, out, sums);
-        });
+        kernel::over_heads(&shape, qkv.arithmetic, [q, k, v], attended.f32());
         finish(0, attended.f32(), &mut y);
     } else {
+        let packed = kernel::Packed::new(&shape, qkv.arithmetic, k, v, false);
+        let mut sums = vec![0f32; n * shape.heads];
         kernel::over_tiles(&shape, (&mut y, hidden), &mut sums, |b, tile, y, sums| {
             let mut out = Scratch::new(tile.len() * width);
             kernel::forward(&shape, &packed, (b, tile.clone()), q, out.f32(), sums);

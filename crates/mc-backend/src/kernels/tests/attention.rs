@@ -150,6 +150,11 @@ proptest! {
             prop_assert!(f64::from(*sum) == *expected || (f64::from(*sum) - expected).abs() < 1e-5, "{sum}, {expected}");
         }
 
+        // Whoever shares the heads out gets the same numbers.
+        let mut by_heads = vec![f32::NAN; out.len()];
+        attention::over_heads(&s, arithmetic, [q, k, v], &mut by_heads);
+        prop_assert!(out == by_heads);
+
         let packed = Packed::new(&s, arithmetic, k, v, true);
         let gradients = Gradients::new(&s, &packed, [q, g], &sums);
         let (mut dq, [mut dk, mut dv]) = (vec![f32::NAN; out.len()], from_fn(|_| vec![f32::NAN; expected.dk.len()]));
