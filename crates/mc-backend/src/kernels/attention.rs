@@ -6,7 +6,6 @@
 //! tiles. The backward pass computes probabilities again from the logarithm of each row's sum, which is all that is kept.
 
 use super::{
-    Shared,
     operand::{Matrix, Panels, Part, Rows, round},
     scratch::Scratch,
     simd::{self, dot, exp, simd},
@@ -269,27 +268,28 @@ pub(crate) fn forward(
 
 /// [`forward`] of a few queries, packing included, with the heads in parallel: `out` is `(b, tq, heads·d)`.
 pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3], out: &mut [f32]) {
-    let (d, group, out) = (s.dim, s.heads / s.kv_heads, Shared::new(out));
-    let tiles = s.tiles_at_once(TILE);
-    (0..s.batch * s.kv_heads).into_par_iter().for_each(|unit| {
+    let (d, group, t) = (s.dim, s.heads / s.kv_heads, s.queries);
+    let (tiles, width) = (s.tiles_at_once(TILE), group * d);
+    // The query heads of one key-value head, `(tq, group·d)`.
+    let attended = |unit: usize| {
         let head = PackedHead::new(s, arithmetic, (k, v), unit, false);
         let (b, first) = (unit / s.kv_heads, unit % s.kv_heads * group);
+        let (mut attended, mut sums) = (Scratch::new(t * width), vec![0f32; t]);
         for tile in &tiles {
             let mut of_tile = Tile::new(s, arithmetic, (b, tile.clone()));
-            let mut attended = Scratch::new(tile.len() * d);
-            let mut sums = vec![0f32; tile.len()];
-            for h in first..first + group {
-                of_tile.attend(s, &head, h, q, (attended.f32(), d), (&mut sums, 1));
-                for (i, row) in tile.clone().zip(attended.f32().chunks_exact(d)) {
-                    // SAFETY: each part has the columns of its own heads.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        out.slice(((b * s.queries + i) * s.heads + h) * d, d).copy_from_slice(row);
-                    }
-                }
+            let rows = &mut attended.f32()[tile.start * width..tile.end * width];
+            for g in 0..group {
+                of_tile.attend(s, &head, first + g, q, (&mut rows[g * d..], width), (&mut sums, 1));
             }
         }
-    });
+        attended
+    };
+    let heads: Vec<Scratch> = (0..s.batch * s.kv_heads).into_par_iter().map(attended).collect();
+    for (unit, head) in heads.iter().enumerate() {
+        let (b, h) = (unit / s.kv_heads, unit % s.kv_heads);
+        let rows = out.chunks_exact_mut(s.heads * d).skip(b * t).zip(head.numbers().chunks_exact(width));
+        rows.for_each(|(out, row)| out[h * width..(h + 1) * width].copy_from_slice(row));
+    }
 }
 
 /// What the heads of a tile of queries use one after the other.

@@ -356,6 +356,10 @@ mod avx512 {
 
     /// One vector for each row and panel of a tile.
     type Vectors = [[MaybeUninit<__m512i>; PANELS]; TALL];
+    /// [`chain`] of some size.
+    ///
+    /// # Safety
+    /// As for that.
     type Chain = unsafe fn(usize, usize, *const u32, *const u32, &mut Vectors);
 
     /// [`chain`] for so many rows and panels, both less one.
