@@ -94,8 +94,8 @@ impl Shape {
         [TILE, 24, 12].into_iter().find(|t| units(*t) >= 4 * rayon::current_num_threads()).unwrap_or(12)
     }
 
-    /// The tiles, of at most so many queries, of one row of the batch that run side by side: of texts in one row none has a part of two, but several
-    /// that are short together.
+    /// The tiles of one row of the batch that run side by side, of at most so many queries: of texts in one row none has a
+    /// part of two, but several that are short together.
     fn tiles_at_once(&self, tile: usize) -> Vec<Range<usize>> {
         let Some(segments) = &self.segments else { return self.tiles(tile).collect() };
         let mut tiles: Vec<Range<usize>> = vec![];
