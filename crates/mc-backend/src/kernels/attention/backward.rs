@@ -1,0 +1,139 @@
+//! The gradients of attention: probabilities are computed again, tile by tile of queries, from the logarithms of their rows' sums.
+
+use super::{Packed, Shape, TILE, View, within};
+use crate::kernels::{
+    operand::{Matrix, Panels, Part, Rows, round},
+    scratch::Scratch,
+    simd::{dot, exp, simd},
+    tile::Start,
+    transpose,
+};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The gradients of all query heads, each in its queries and its part of those in keys and values.
+pub(crate) struct Gradients {
+    /// `(b·heads)` times dQ `(tq, d)`, dK and dV `(tk, d)`.
+    heads: Scratch,
+    of_head: usize,
+}
+
+impl Gradients {
+    /// Computes them in parallel over the query heads.
+    pub(crate) fn new(s: &Shape, packed: &Packed, views: [View; 2], sums: &[f32]) -> Self {
+        let (tq, tk) = (s.queries * s.dim, s.keys * s.dim);
+        let of_head = tq + 2 * tk;
+        let mut heads = Scratch::new(s.batch * s.heads * of_head);
+        heads.f32().par_chunks_exact_mut(of_head.max(1)).enumerate().for_each(|(unit, head)| {
+            let (dq, rest) = head.split_at_mut(tq);
+            let (dk, dv) = rest.split_at_mut(tk);
+            backward(s, packed, (unit / s.heads, unit % s.heads), views, sums, [dq, dk, dv]);
+        });
+        Self { heads, of_head }
+    }
+
+    /// The gradients of one token's queries, `(heads·d)`.
+    pub(crate) fn query(&self, s: &Shape, (b, i): (usize, usize), dq: &mut [f32]) {
+        for (h, dq) in dq.chunks_exact_mut(s.dim).enumerate() {
+            let at = (b * s.heads + h) * self.of_head + i * s.dim;
+            dq.copy_from_slice(&self.heads.numbers()[at..at + s.dim]);
+        }
+    }
+
+    /// The gradients of one token's keys and values, each `(kv_heads·d)`: the sums over the query heads of a group.
+    pub(crate) fn key(&self, s: &Shape, (b, j): (usize, usize), dk: &mut [f32], dv: &mut [f32]) {
+        let (d, group) = (s.dim, s.heads / s.kv_heads);
+        for (first, out) in [(s.queries * d, dk), (s.queries * d + s.keys * d, dv)] {
+            out.fill(0.0);
+            for (g, out) in out.chunks_exact_mut(d).enumerate() {
+                for h in g * group..(g + 1) * group {
+                    let at = (b * s.heads + h) * self.of_head + first + j * d;
+                    out.iter_mut().zip(&self.heads.numbers()[at..at + d]).for_each(|(o, x)| *o += x);
+                }
+            }
+        }
+    }
+
+    /// All gradients of queries, `(b, tq, heads, d)`.
+    pub(crate) fn queries(&self, s: &Shape, dq: &mut [f32]) {
+        let width = s.heads * s.dim;
+        let rows = dq.par_chunks_exact_mut(width).enumerate();
+        rows.for_each(|(i, dq)| self.query(s, (i / s.queries, i % s.queries), dq));
+    }
+
+    /// All gradients of keys and values, `(b, tk, kv_heads, d)`.
+    pub(crate) fn keys(&self, s: &Shape, dk: &mut [f32], dv: &mut [f32]) {
+        let width = s.kv_heads * s.dim;
+        let rows = dk.par_chunks_exact_mut(width).zip(dv.par_chunks_exact_mut(width)).enumerate();
+        rows.for_each(|(j, (dk, dv))| self.key(s, (j / s.keys, j % s.keys), dk, dv));
+    }
+}
+
+/// Gradients of one query head, each a dense `(t, d)`: in its queries, and its part of those in keys and values.
+///
+/// With P the probabilities: `dV = Pᵀ·g`, `dP = g·Vᵀ`, `dS = P∘(dP − rowsum(P∘dP))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`
+/// (Dao et al., "FlashAttention", 2022, appendix B.2). dK and dV are summed as their transposes, `gᵀ·P` and `Qᵀ·dS`,
+/// so that what is large is packed and what is transposed is small.
+fn backward(
+    s: &Shape,
+    packed: &Packed,
+    (b, h): (usize, usize),
+    [q, g]: [View; 2],
+    sums: &[f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
+) {
+    let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
+    let (mut dk_t, mut dv_t) = (vec![0f32; d * s.keys], vec![0f32; d * s.keys]);
+    let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries) * s.keys));
+    for tile in s.tiles(TILE) {
+        let keys = s.keys_of_tile(b, &tile);
+        let (rows, n) = (tile.len(), keys.len());
+        let (at, size) = ((b, tile.start, h), (rows, d));
+        let (q, g) = (q.rows(arithmetic, at, size), g.rows(arithmetic, at, size));
+        let [p, ds] = [&mut p, &mut ds].map(|x| &mut x.f32()[..rows * n]);
+        let whole = || (0..head.keys_t.depth, keys.clone());
+        head.keys_t.multiply_part(rows, q.left(), whole(), Start::Zero, (&mut *p, n));
+        head.values_t.multiply_part(rows, g.left(), whole(), Start::Zero, (&mut *ds, n));
+        let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
+        for (i, row) in tile.clone().enumerate() {
+            let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
+            s.add_bias(p, (row, h), keys.start);
+            let sum = sums[(b * s.queries + row) * s.heads + h];
+            score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
+            round(arithmetic, ds, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
+        }
+        let depth = arithmetic.units(keys.start);
+        let (part, dq) = ((depth..depth + ds_rows.stride, 0..d), &mut dq[tile.start * d..tile.end * d]);
+        head.keys.multiply_part(rows, ds_rows.left(), part, Start::Zero, (dq, d));
+        for (left, right, sum) in [(&g, &*p, &mut dv_t), (&q, &*ds, &mut dk_t)] {
+            let left = Rows::transposed(arithmetic, left.matrix(0), rows, d);
+            let part = Part { depth: 0, col: 0, size: (rows, n), matrix: Matrix::f32(right, n), transposed: false };
+            let right = Panels::pack_here(arithmetic, arithmetic.units(rows), n, &[part]);
+            let sum = sum.get_mut(keys.start..).unwrap_or_default();
+            right.multiply(d, left.left(), Start::Itself, (sum, s.keys));
+        }
+    }
+    transpose::transpose_matrix(&dk_t, (d, s.keys), dk);
+    transpose::transpose_matrix(&dv_t, (d, s.keys), dv);
+}
+
+/// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.
+fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32, log_sum: f32) {
+    for x in [&mut *p, &mut *ds] {
+        x[..seen.start].fill(0.0);
+        x[seen.end..].fill(0.0);
+    }
+    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+    simd(
+        #[inline(always)]
+        || {
+            for p in p.iter_mut() {
+                *p = exp(p.mul_add(scale, -log_sum));
+            }
+            let sum = dot(p, ds);
+            for (ds, p) in ds.iter_mut().zip(p) {
+                *ds = *p * (*ds - sum) * scale;
+            }
+        },
+    );
+}
