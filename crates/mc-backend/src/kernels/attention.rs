@@ -6,14 +6,14 @@
 //! tiles. All that the forward pass leaves for [`Gradients`] is the logarithm of each row's sum.
 
 use super::{
+    holds,
     operand::{Matrix, Panels, Part, Rows, round},
     scratch::Scratch,
     simd::{self, exp, simd},
-    tile::{Arithmetic, LANES, Start},
+    tile::{Arithmetic, LANES, ROWS, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
 use candle_core::Layout;
-use half::bf16;
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
@@ -156,26 +156,62 @@ impl<'a> View<'a> {
         }
     }
 
-    /// `n` rows of one head, from time `from` on, as the left side of a product.
-    fn rows(&self, arithmetic: Arithmetic, (b, from, h): (usize, usize, usize), (n, d): (usize, usize)) -> Rows {
+    /// `n` rows of one head, from time `from` on, as the left side of a product: where they lie, if that can be read.
+    fn side(&self, arithmetic: Arithmetic, (b, from, h): (usize, usize, usize), (n, d): (usize, usize)) -> Side<'a> {
         let m = self.head(b, from, h);
+        let whole_tiles = n.next_multiple_of(ROWS);
+        let lying = match (arithmetic, m.elements) {
+            (Arithmetic::F32, Elements::F32(x)) => Some(bytemuck::cast_slice(x)),
+            (Arithmetic::BF16, Elements::BF16(x)) if d.is_multiple_of(2) && m.stride.is_multiple_of(2) => {
+                bytemuck::try_cast_slice(&x[..x.len() / 2 * 2]).ok()
+            }
+            _ => None,
+        };
+        let stride = m.stride / arithmetic.per_unit();
+        if let Some(units) = lying.filter(|units| holds(units.len(), whole_tiles, stride, arithmetic.units(d))) {
+            return Side::Lying(units, stride);
+        }
         let mut rows = Rows::new(arithmetic, n, &[d]);
         let stride = rows.stride;
         for (i, units) in rows.units.chunks_exact_mut(stride).take(n).enumerate() {
             match m.from(i * m.stride).elements {
                 Elements::F32(x) => round(arithmetic, &x[..d], units),
-                Elements::BF16(x) if arithmetic == Arithmetic::BF16 => {
-                    let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
-                    halves[d..].fill(bf16::ZERO);
-                    halves[..d].copy_from_slice(&x[..d]);
-                }
                 other => {
                     let wide: Vec<f32> = (0..d).map(|j| other.get(j)).collect();
                     round(arithmetic, &wide, units);
                 }
             }
         }
-        rows
+        Side::Rounded(rows)
+    }
+}
+
+/// The left side of a product with one head.
+enum Side<'a> {
+    /// Units that others hold, and from one row to the next.
+    Lying(&'a [u32], usize),
+    Rounded(Rows),
+}
+
+impl<'a> Side<'a> {
+    /// The first `n` numbers of rows that lie `stride` apart.
+    fn of(arithmetic: Arithmetic, (x, stride): (&'a [u32], usize), (rows, n): (usize, usize)) -> Self {
+        if arithmetic == Arithmetic::F32 {
+            return Self::Lying(x, stride);
+        }
+        let mut rounded = Rows::new(arithmetic, rows, &[n]);
+        let units = rounded.stride;
+        for (x, units) in x.chunks(stride).zip(rounded.units.chunks_exact_mut(units.max(1))).take(rows) {
+            round(arithmetic, bytemuck::cast_slice(&x[..n]), units);
+        }
+        Self::Rounded(rounded)
+    }
+
+    fn left(&self) -> (&[u32], usize) {
+        match self {
+            Self::Lying(units, stride) => (units, *stride),
+            Self::Rounded(rows) => rows.left(),
+        }
     }
 }
 
@@ -301,9 +337,10 @@ struct Tile {
     b: usize,
     queries: Range<usize>,
     keys: Range<usize>,
-    /// `(queries, keys)`
+    /// `(queries, keys)`, with rows up to a multiple of a tile's.
     scores: Scratch,
-    p: Rows,
+    /// The same as probabilities, where they must be rounded.
+    p: Option<Rows>,
     inverse: Vec<f32>,
 }
 
@@ -311,7 +348,8 @@ impl Tile {
     fn new(s: &Shape, arithmetic: Arithmetic, (b, queries): (usize, Range<usize>)) -> Self {
         let keys = s.keys_of_tile(b, &queries);
         let (t, n) = (queries.len(), keys.len());
-        let (scores, p) = (Scratch::new(t * n), Rows::new(arithmetic, t, &[n]));
+        let scores = Scratch::new(t.next_multiple_of(ROWS) * n);
+        let p = (arithmetic != Arithmetic::F32).then(|| Rows::new(arithmetic, t, &[n]));
         Self { arithmetic, b, queries, keys, scores, p, inverse: vec![0.0; t] }
     }
 
@@ -327,18 +365,21 @@ impl Tile {
     ) {
         let (arithmetic, b, d, t, n) = (self.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
         let (scores, p) = (self.scores.f32(), &mut self.p);
-        let rows = q.rows(arithmetic, (b, self.queries.start, h), (t, d));
+        let side = q.side(arithmetic, (b, self.queries.start, h), (t, d));
         let whole = (0..head.keys_t.depth, self.keys.clone());
-        head.keys_t.multiply_part(t, rows.left(), whole, Start::Zero, (&mut *scores, n));
+        head.keys_t.multiply_part(t, side.left(), whole, Start::Zero, (&mut *scores, n));
         for (i, row) in self.queries.clone().enumerate() {
             let x = &mut scores[i * n..(i + 1) * n];
             s.add_bias(x, (row, h), self.keys.start);
             (sums[i * sums_stride], self.inverse[i]) = exponents(x, &s.visible(b, row), self.keys.start, s.scale);
-            round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+            if let Some(p) = p {
+                round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+            }
         }
+        let p = p.as_ref().map_or((bytemuck::cast_slice(scores), n), Rows::left);
         let depth = arithmetic.units(self.keys.start);
-        let part = (depth..depth + p.stride, 0..d);
-        head.values.multiply_part(t, p.left(), part, Start::Zero, (&mut *out, stride));
+        let part = (depth..depth + arithmetic.units(n), 0..d);
+        head.values.multiply_part(t, p, part, Start::Zero, (&mut *out, stride));
         for (row, inverse) in out.chunks_mut(stride).zip(&self.inverse) {
             row[..d].iter_mut().for_each(|o| *o *= inverse);
         }

@@ -9,7 +9,7 @@
 use super::{
     scratch::Scratch,
     simd::{self, Element, simd},
-    tile::{self, Arithmetic, LANES, ROWS, Start},
+    tile::{self, Arithmetic, LANES, Left, ROWS, Start},
     transpose,
 };
 use crate::weight::Elements;
@@ -193,6 +193,24 @@ pub(crate) fn widen(arithmetic: Arithmetic, units: &[u32], x: &mut [f32]) {
     );
 }
 
+/// Each two of `rows` rows of numbers as one row of units, with the same stride: the transpose, as [`Left::Columns`] in `bf16`.
+/// After an odd number of rows comes one of zeros.
+pub(crate) fn pair_rows(x: &[f32], (rows, stride): (usize, usize), units: &mut [u32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (l, units) in units.chunks_exact_mut(stride).enumerate().take(rows.div_ceil(2)) {
+                let first = &x[2 * l * stride..][..stride];
+                if 2 * l + 1 < rows {
+                    pairs::<f32, 2>(first, &x[(2 * l + 1) * stride..][..stride], units);
+                } else {
+                    units.iter_mut().zip(first).for_each(|(u, x)| *u = u32::from(x.nearest().to_bits()));
+                }
+            }
+        },
+    );
+}
+
 /// A part of the right side: a matrix, or its transpose, at a place in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Part<'a> {
@@ -283,10 +301,10 @@ impl Panels {
     }
 
     /// As [`Panels::multiply`] with some units of the depth, all at once, and some columns, of which the first is a multiple of 16.
-    pub(crate) fn multiply_part(
+    pub(crate) fn multiply_part<'a>(
         &self,
         rows: usize,
-        a: (&[u32], usize),
+        a: impl Into<Left<'a>>,
         (depth, cols): (Range<usize>, Range<usize>),
         start: Start,
         c: (&mut [f32], usize),
@@ -294,7 +312,7 @@ impl Panels {
         let Some(arithmetic) = self.arithmetic else { return };
         assert!(cols.start.is_multiple_of(LANES) && cols.end <= self.cols && depth.end <= self.depth, "part of panels");
         let panels = &self.units[(cols.start * self.depth + depth.start * LANES).min(self.units.len())..];
-        tile::multiply(arithmetic, (rows, cols.len(), depth.len()), a, (panels, self.depth * LANES), start, c);
+        tile::multiply(arithmetic, (rows, cols.len(), depth.len()), a.into(), (panels, self.depth * LANES), start, c);
     }
 }
 

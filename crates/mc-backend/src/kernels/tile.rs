@@ -4,7 +4,7 @@
 //! precisions share layout and loop, and differ in one instruction: a fused multiply-add, or `vdpbf16ps`, which adds
 //! the products of both halves to an `f32`.
 //!
-//! - A lies in rows of units; one unit of a row is broadcast at a time.
+//! - A lies in rows of units, or its transpose does ([`Left`]); one unit of a row is broadcast at a time.
 //! - B lies in *panels* of 16 columns: unit l of column j of a panel is at `16·l + j`, so a panel's row is one vector.
 //!
 //! With AVX-512 (32 registers) a tile is 6 rows × 4 panels: 24 sums, 4 vectors of B, and one broadcast, so that each
@@ -108,6 +108,21 @@ pub(crate) fn has_bf16() -> bool {
     has
 }
 
+/// The left side of a product, A. It may be read, not used, up to whole tiles: to a multiple of [`ROWS`] rows.
+#[derive(Clone, Copy)]
+pub(crate) enum Left<'a> {
+    /// Unit `l` of row `i` is at `stride·i + l`.
+    Rows(&'a [u32], usize),
+    /// It is at `i + stride·l`: rows of the transpose, unit by unit.
+    Columns(&'a [u32], usize),
+}
+
+impl<'a> From<(&'a [u32], usize)> for Left<'a> {
+    fn from((units, stride): (&'a [u32], usize)) -> Self {
+        Self::Rows(units, stride)
+    }
+}
+
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {
@@ -120,15 +135,14 @@ pub(crate) enum Start<'a> {
     Itself,
 }
 
-/// `C = start + A·B` on this thread: A is `rows` of units, `a_stride` apart; C is `(rows, cols of B)`, rows `c_stride` apart.
+/// `C = start + A·B` on this thread: C is `(rows, cols of B)`, rows `c_stride` apart.
 ///
 /// B is packed: column j of panel p is column `16·p + j` of B, panels are `b_stride` apart, and of the last one only the
 /// first columns are used. Depth and strides of A and B are in units.
-/// A may be longer than `rows`: it must hold whole tiles, that is `rows` rounded up to [`ROWS`].
 pub(crate) fn multiply(
     arithmetic: Arithmetic,
     (rows, cols, depth): (usize, usize, usize),
-    (a, a_stride): (&[u32], usize),
+    a: Left,
     (b, b_stride): (&[u32], usize),
     start: Start,
     (c, c_stride): (&mut [f32], usize),
@@ -136,7 +150,12 @@ pub(crate) fn multiply(
     if rows == 0 || cols == 0 {
         return;
     }
-    assert!(holds(a.len(), rows.next_multiple_of(ROWS), a_stride, depth), "rows of a product out of bounds");
+    let whole_tiles = rows.next_multiple_of(ROWS);
+    let (a, inside, a_row, a_unit) = match a {
+        Left::Rows(a, stride) => (a, holds(a.len(), whole_tiles, stride, depth), stride, 1),
+        Left::Columns(a, stride) => (a, holds(a.len(), depth, stride, whole_tiles), 1, stride),
+    };
+    assert!(inside, "rows of a product out of bounds");
     assert!(holds(b.len(), cols.div_ceil(LANES), b_stride, LANES * depth), "panels of a product out of bounds");
     assert!(holds(c.len(), rows, c_stride, cols), "result of a product out of bounds");
     let c_at = c.as_mut_ptr();
@@ -150,7 +169,7 @@ pub(crate) fn multiply(
         Start::Itself => (c_at.cast_const(), c_stride),
     };
     let whole =
-        Place { depth, a: a.as_ptr(), a_stride, b: b.as_ptr(), b_stride, start, start_stride, c: c_at, c_stride };
+        Place { depth, a: a.as_ptr(), a_row, a_unit, b: b.as_ptr(), b_stride, start, start_stride, c: c_at, c_stride };
     let mut panel = 0;
     let panels = cols.div_ceil(LANES);
     while panel < panels {
@@ -177,9 +196,15 @@ unsafe fn run(arithmetic: Arithmetic, wide: usize, size: (usize, usize), place: 
     unsafe {
         match (*ISA, arithmetic) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Arithmetic::BF16) if has_bf16() => avx512::bf16(wide, size, place),
+            (Isa::Avx512, Arithmetic::BF16) if has_bf16() => match place.a_unit {
+                1 => avx512::bf16::<false>(wide, size, place),
+                _ => avx512::bf16::<true>(wide, size, place),
+            },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Arithmetic::F32) => avx512::f32(wide, size, place),
+            (Isa::Avx512, Arithmetic::F32) => match place.a_unit {
+                1 => avx512::f32::<false>(wide, size, place),
+                _ => avx512::f32::<true>(wide, size, place),
+            },
             _ => (0..wide).for_each(|p| {
                 let width = size.1.saturating_sub(p * LANES).min(LANES);
                 for row in (0..size.0).step_by(PORTABLE_ROWS) {
@@ -200,7 +225,9 @@ struct Place {
     /// Units.
     depth: usize,
     a: *const u32,
-    a_stride: usize,
+    /// From one row to the next, and from one unit of a row to the next: one of the two is 1.
+    a_row: usize,
+    a_unit: usize,
     b: *const u32,
     /// From one panel to the next.
     b_stride: usize,
@@ -221,7 +248,7 @@ impl Place {
             self.start.wrapping_add(rows * self.start_stride + panels * LANES)
         };
         Self {
-            a: self.a.wrapping_add(rows * self.a_stride),
+            a: self.a.wrapping_add(rows * self.a_row),
             b: self.b.wrapping_add(panels * self.b_stride),
             start,
             c: self.c.wrapping_add(rows * self.c_stride + panels * LANES),
@@ -246,7 +273,7 @@ unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Plac
         let b = unsafe { p.b.add(l * LANES).cast::<[u32; LANES]>().read() };
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: unit l of a row of A, which is padded.
-            let a = unsafe { *p.a.add(i * p.a_stride + l) };
+            let a = unsafe { *p.a.add(i * p.a_row + l * p.a_unit) };
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = match arithmetic {
                     Arithmetic::F32 => f32::from_bits(a).mul_add(f32::from_bits(b), *sum),
@@ -311,33 +338,35 @@ pub(super) mod avx512 {
         }
     }
 
+    /// A function for each kind of A: one for both is slower (docs/benchmarks.md).
+    ///
     /// # Safety
     /// The place and size are inside the matrices, whole tiles of A and B included, and the CPU has AVX-512-BF16.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn bf16(panels: usize, size: (usize, usize), p: Place) {
+    pub(super) unsafe fn bf16<const COLUMNS: bool>(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
-        unsafe { choose::<Bf16>(panels, size, p) }
+        unsafe { choose::<Bf16, COLUMNS>(panels, size, p) }
     }
 
     /// # Safety
     /// The place and size are inside the matrices, whole tiles of A and B included, and the CPU has AVX-512.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn f32(panels: usize, size: (usize, usize), p: Place) {
+    pub(super) unsafe fn f32<const COLUMNS: bool>(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
-        unsafe { choose::<F32>(panels, size, p) }
+        unsafe { choose::<F32, COLUMNS>(panels, size, p) }
     }
 
     /// # Safety
     /// As for [`super::multiply`], and the CPU has the instruction of `T`.
     #[inline(always)]
-    unsafe fn choose<T: MultiplyAdd>(panels: usize, size: (usize, usize), p: Place) {
+    unsafe fn choose<T: MultiplyAdd, const COLUMNS: bool>(panels: usize, size: (usize, usize), p: Place) {
         // SAFETY: the caller's promise.
         unsafe {
             match panels {
-                1 => tiles::<T, 12, 1>(size, p),
-                2 => tiles::<T, 12, 2>(size, p),
-                3 => tiles::<T, 6, 3>(size, p),
-                _ => tiles::<T, 6, 4>(size, p),
+                1 => tiles::<T, COLUMNS, 12, 1>(size, p),
+                2 => tiles::<T, COLUMNS, 12, 2>(size, p),
+                3 => tiles::<T, COLUMNS, 6, 3>(size, p),
+                _ => tiles::<T, COLUMNS, 6, 4>(size, p),
             }
         }
     }
@@ -348,16 +377,19 @@ pub(super) mod avx512 {
     /// # Safety
     /// As for [`choose`].
     #[inline(always)]
-    unsafe fn tiles<T: MultiplyAdd, const TALL: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
+    unsafe fn tiles<T: MultiplyAdd, const COLUMNS: bool, const TALL: usize, const PANELS: usize>(
+        (rows, cols): (usize, usize),
+        p: Place,
+    ) {
         let mut row = 0;
         // SAFETY: the caller's promise; what a tile reads of A ends at a multiple of 6 rows, as A does.
         unsafe {
             while rows - row > TALL - super::ROWS {
-                tile::<T, TALL, PANELS>((TALL.min(rows - row), cols), p.at(row, 0));
+                tile::<T, COLUMNS, TALL, PANELS>((TALL.min(rows - row), cols), p.at(row, 0));
                 row = (row + TALL).min(rows);
             }
             if row < rows {
-                tile::<T, { super::ROWS }, PANELS>((rows - row, cols), p.at(row, 0));
+                tile::<T, COLUMNS, { super::ROWS }, PANELS>((rows - row, cols), p.at(row, 0));
             }
         }
     }
@@ -365,7 +397,10 @@ pub(super) mod avx512 {
     /// # Safety
     /// As for [`choose`].
     #[inline(always)]
-    unsafe fn tile<T: MultiplyAdd, const ROWS: usize, const PANELS: usize>((rows, cols): (usize, usize), p: Place) {
+    unsafe fn tile<T: MultiplyAdd, const COLUMNS: bool, const ROWS: usize, const PANELS: usize>(
+        (rows, cols): (usize, usize),
+        p: Place,
+    ) {
         /// How far ahead B comes into the first cache: Golden Cove gains a seventh by it, Zen 5 nothing.
         const AHEAD: usize = 8 * LANES;
         // SAFETY: what is read of A and B is padded to whole tiles; what is read of `start` and written to C is masked
@@ -387,7 +422,8 @@ pub(super) mod avx512 {
                     *b = _mm512_loadu_si512(at.cast());
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = _mm512_set1_epi32((*p.a.add(i * p.a_stride + l)).cast_signed());
+                    let at = if COLUMNS { i + l * p.a_unit } else { i * p.a_row + l };
+                    let a = _mm512_set1_epi32((*p.a.add(at)).cast_signed());
                     for (sum, b) in sums.iter_mut().zip(b) {
                         *sum = T::run(*sum, a, b);
                     }
@@ -415,6 +451,21 @@ pub(super) mod avx512 {
 mod tests {
     use super::*;
 
+    /// 7 rows are 12, and a depth of 3 is two strides and what the last row or unit needs.
+    #[test]
+    fn a_left_side_shorter_than_its_whole_tiles_is_refused() {
+        let (a, b) = (vec![0u32; 200], vec![0u32; 3 * LANES]);
+        let multiply = |left: Left| {
+            let mut c = [f32::NAN; 7];
+            multiply(Arithmetic::F32, (7, 1, 3), left, (&b, 3 * LANES), Start::Zero, (&mut c, 1));
+            c == [0.0; 7]
+        };
+        let refused = |left: Left| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| multiply(left))).is_err();
+        assert!(multiply(Left::Rows(&a[..11 * 5 + 3], 5)) && refused(Left::Rows(&a[..11 * 5 + 2], 5)));
+        assert!(multiply(Left::Columns(&a[..2 * 9 + 12], 9)) && refused(Left::Columns(&a[..2 * 9 + 11], 9)));
+        assert!(refused(Left::Columns(&a, usize::MAX / 2 + 1)));
+    }
+
     /// The tile of plain Rust, which this CPU may not choose, against the one that it chooses.
     #[test]
     fn the_portable_tile_equals_the_chosen_one() {
@@ -431,24 +482,23 @@ mod tests {
             let a: Vec<u32> = (0..rows.next_multiple_of(ROWS) * a_stride).map(unit).collect();
             let b: Vec<u32> = (0..cols.div_ceil(LANES) * b_stride).map(|i| unit(i + 77)).collect();
             let first: Vec<f32> = (0..rows * c_stride).map(|i| noise(i + 5)).collect();
-            for start in [Start::Zero, Start::Row(&first), Start::Matrix(&first, c_stride)] {
+            let starts = [Start::Zero, Start::Row(&first), Start::Matrix(&first, c_stride)];
+            let tall = rows.next_multiple_of(ROWS);
+            let mut columns = vec![0; tall * depth];
+            (0..tall * depth).for_each(|i| columns[i] = a[i % tall * a_stride + i / tall]);
+            let sides = [(Left::Rows(&a, a_stride), a_stride, 1), (Left::Columns(&columns, tall), 1, tall)];
+            for (start, (left, a_row, a_unit)) in starts.into_iter().flat_map(|s| sides.map(|side| (s, side))) {
                 let [mut chosen, mut plain] = [(); 2].map(|()| vec![f32::NAN; rows * c_stride]);
-                multiply(
-                    arithmetic,
-                    (rows, cols, depth),
-                    (&a, a_stride),
-                    (&b, b_stride),
-                    start,
-                    (&mut chosen, c_stride),
-                );
+                multiply(arithmetic, (rows, cols, depth), left, (&b, b_stride), start, (&mut chosen, c_stride));
                 let (start, start_stride) = match start {
                     Start::Row(row) => (row.as_ptr(), 0),
                     Start::Matrix(m, stride) => (m.as_ptr(), stride),
                     _ => (std::ptr::null(), 0),
                 };
                 let c = plain.as_mut_ptr();
+                let (Left::Rows(a, _) | Left::Columns(a, _)) = left;
                 let (a, b) = (a.as_ptr(), b.as_ptr());
-                let place = Place { depth, a, a_stride, b, b_stride, start, start_stride, c, c_stride };
+                let place = Place { depth, a, a_row, a_unit, b, b_stride, start, start_stride, c, c_stride };
                 for (row, col) in
                     (0..rows).step_by(PORTABLE_ROWS).flat_map(|r| (0..cols).step_by(LANES).map(move |c| (r, c)))
                 {

@@ -28,21 +28,6 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
     }
 }
 
-/// The transpose of a dense matrix of `rows` × `cols`.
-pub(crate) fn transpose_matrix(x: &[f32], (rows, cols): (usize, usize), to: &mut [f32]) {
-    let mut square = [[0u32; LANES]; LANES];
-    for (i, j) in (0..rows).step_by(LANES).flat_map(|i| (0..cols).step_by(LANES).map(move |j| (i, j))) {
-        let (high, wide) = (LANES.min(rows - i), LANES.min(cols - j));
-        for (k, line) in square.iter_mut().enumerate().take(high) {
-            line[..wide].copy_from_slice(bytemuck::cast_slice(&x[(i + k) * cols + j..][..wide]));
-        }
-        transpose(&mut square);
-        for (k, line) in square.iter().enumerate().take(wide) {
-            to[(j + k) * rows + i..][..high].copy_from_slice(bytemuck::cast_slice(&line[..high]));
-        }
-    }
-}
-
 /// Sixteen rows of `x`, which lie `stride` elements apart, become columns: what lies in memory as unit l of row j goes to
 /// `to[l][j]`. Whole squares, so `to.len()` is a multiple of 16. Whether the CPU has a fast way, and so it is done.
 #[inline(always)]
@@ -239,12 +224,6 @@ mod tests {
         let mut units = [[0u32; LANES]; 2 * LANES];
         if columns(&rows, stride, &mut units) {
             assert!((0..2 * LANES).all(|l| (0..LANES).all(|j| units[l][j] == at(j, l))));
-        }
-        for (high, wide) in [(1, 1), (3, 40), (16, 16), (33, 17)] {
-            let x: Vec<f32> = (0..high * wide).map(|e| e as f32).collect();
-            let mut to = vec![f32::NAN; x.len()];
-            transpose_matrix(&x, (high, wide), &mut to);
-            assert!((0..x.len()).all(|e| to[e % wide * high + e / wide] == x[e]));
         }
     }
 

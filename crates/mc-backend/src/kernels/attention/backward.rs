@@ -1,12 +1,11 @@
 //! The gradients of attention: probabilities are computed again, tile by tile of queries, from the logarithms of their rows' sums.
 
-use super::{Packed, Shape, TILE, View, within};
+use super::{Packed, Shape, Side, TILE, View, within};
 use crate::kernels::{
-    operand::{Matrix, Panels, Part, Rows, round},
+    operand::{Panels, Part, pair_rows},
     scratch::Scratch,
     simd::{dot, exp, simd},
-    tile::Start,
-    transpose,
+    tile::{Arithmetic, LANES, Left, ROWS, Start},
 };
 use rayon::prelude::*;
 use std::ops::Range;
@@ -72,8 +71,8 @@ impl Gradients {
 /// Gradients of one query head, each a dense `(t, d)`: in its queries, and its part of those in keys and values.
 ///
 /// With P the probabilities: `dV = Pᵀ·g`, `dP = g·Vᵀ`, `dS = P∘(dP − rowsum(P∘dP))·scale`, `dQ = dS·K`, `dK = dSᵀ·Q`
-/// (Dao et al., "FlashAttention", 2022, appendix B.2). dK and dV are summed as their transposes, `gᵀ·P` and `Qᵀ·dS`,
-/// so that what is large is packed and what is transposed is small.
+/// (Dao et al., "FlashAttention", 2022, appendix B.2). What is large is neither packed nor transposed: `Pᵀ` and `dSᵀ` are
+/// left sides that lie in columns.
 fn backward(
     s: &Shape,
     packed: &Packed,
@@ -83,38 +82,46 @@ fn backward(
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
     let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
-    let (mut dk_t, mut dv_t) = (vec![0f32; d * s.keys], vec![0f32; d * s.keys]);
-    let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries) * s.keys));
+    // An odd number of lines of memory, so that a column of many rows does not fall into one place of a cache.
+    let stride = ((s.keys + ROWS).div_ceil(LANES) | 1) * LANES;
+    let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries).next_multiple_of(ROWS) * stride));
+    let mut pairs = Scratch::new(if arithmetic == Arithmetic::F32 { 0 } else { p.len() / 2 });
+    dk.fill(0.0);
+    dv.fill(0.0);
     for tile in s.tiles(TILE) {
         let keys = s.keys_of_tile(b, &tile);
         let (rows, n) = (tile.len(), keys.len());
-        let (at, size) = ((b, tile.start, h), (rows, d));
-        let (q, g) = (q.rows(arithmetic, at, size), g.rows(arithmetic, at, size));
-        let [p, ds] = [&mut p, &mut ds].map(|x| &mut x.f32()[..rows * n]);
-        let whole = || (0..head.keys_t.depth, keys.clone());
-        head.keys_t.multiply_part(rows, q.left(), whole(), Start::Zero, (&mut *p, n));
-        head.values_t.multiply_part(rows, g.left(), whole(), Start::Zero, (&mut *ds, n));
-        let mut ds_rows = Rows::new(arithmetic, rows, &[n]);
+        let [scores, of_scores] = [(q, &head.keys_t, &mut p), (g, &head.values_t, &mut ds)].map(|(x, right, out)| {
+            let (side, whole) = (x.side(arithmetic, (b, tile.start, h), (rows, d)), (0..right.depth, keys.clone()));
+            right.multiply_part(rows, side.left(), whole, Start::Zero, (out.f32(), stride));
+            out.f32()
+        });
         for (i, row) in tile.clone().enumerate() {
-            let (p, ds) = (&mut p[i * n..(i + 1) * n], &mut ds[i * n..(i + 1) * n]);
+            let [p, ds] = [&mut *scores, &mut *of_scores].map(|x| &mut x[i * stride..][..n]);
             s.add_bias(p, (row, h), keys.start);
             let sum = sums[(b * s.queries + row) * s.heads + h];
             score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
-            round(arithmetic, ds, &mut ds_rows.units[i * ds_rows.stride..(i + 1) * ds_rows.stride]);
         }
         let depth = arithmetic.units(keys.start);
-        let (part, dq) = ((depth..depth + ds_rows.stride, 0..d), &mut dq[tile.start * d..tile.end * d]);
+        let (part, dq) = ((depth..depth + arithmetic.units(n), 0..d), &mut dq[tile.start * d..tile.end * d]);
+        let ds_rows = Side::of(arithmetic, (&ds, stride), (rows, n));
         head.keys.multiply_part(rows, ds_rows.left(), part, Start::Zero, (dq, d));
-        for (left, right, sum) in [(&g, &*p, &mut dv_t), (&q, &*ds, &mut dk_t)] {
-            let left = Rows::transposed(arithmetic, left.matrix(0), rows, d);
-            let part = Part { depth: 0, col: 0, size: (rows, n), matrix: Matrix::f32(right, n), transposed: false };
-            let right = Panels::pack_here(arithmetic, arithmetic.units(rows), n, &[part]);
-            let sum = sum.get_mut(keys.start..).unwrap_or_default();
-            right.multiply(d, left.left(), Start::Itself, (sum, s.keys));
+        for (x, left, sum) in [(g, &p, &mut *dv), (q, &ds, &mut *dk)] {
+            let (size, matrix) = ((rows, d), x.head(b, tile.start, h));
+            let depth = arithmetic.units(rows);
+            let right =
+                Panels::pack_here(arithmetic, depth, d, &[Part { depth: 0, col: 0, size, matrix, transposed: false }]);
+            let left = match arithmetic {
+                Arithmetic::F32 => left,
+                Arithmetic::BF16 => {
+                    pair_rows(left.numbers(), (rows, stride), &mut pairs);
+                    &pairs
+                }
+            };
+            let sum = sum.get_mut(keys.start * d..).unwrap_or_default();
+            right.multiply_part(n, Left::Columns(left, stride), (0..depth, 0..d), Start::Itself, (sum, d));
         }
     }
-    transpose::transpose_matrix(&dk_t, (d, s.keys), dk);
-    transpose::transpose_matrix(&dv_t, (d, s.keys), dv);
 }
 
 /// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.
