@@ -8,6 +8,7 @@ use metal_candle::{
     embeddings::{self, EmbeddingModel, EncodeOptions, Prompt},
 };
 use same_file::Handle;
+use serde_json::json;
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
@@ -18,7 +19,7 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Every line of the input, an empty one too, is a line of the output: a JSON array of numbers. With --output \
-    it is a row of a .npy file.\n\n\
+    it is a row of a .npy file, and with --json as well stdout has one object that says what was done.\n\n\
     Examples:\n  metal-candle embed --model sentence-transformers/all-MiniLM-L6-v2 notes.txt\n  \
     echo 'which metal is warm?' | metal-candle embed --model intfloat/e5-small-v2 --query\n  \
     metal-candle embed --model models/minilm notes.txt --output notes.npy"
@@ -51,6 +52,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
+    let mut lines = Lines::open(&args.input)?;
+    if args.output.as_deref().is_some_and(|output| is_input(&args.input, output)) {
+        return Err(wrong(format!("{} is the input", lines.name), "name another file with --output"));
+    }
     let dir = source::open_dir(global, Some(&args.model))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
     let (encoder, line) = (model.encoder(), model.describe());
@@ -60,10 +65,6 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         if asked && model.prompt(options.prompt)?.is_empty() {
             global.say(format!("the model has no prompt for {what}: lines are read as they are"));
         }
-    }
-    let mut lines = Lines::open(&args.input)?;
-    if args.output.as_deref().is_some_and(|output| is_input(&args.input, output)) {
-        return Err(wrong(format!("{} is the input", lines.name), "name another file with --output"));
     }
     let bar = if global.bars() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {human_pos} lines, {per_sec}")?);
@@ -80,7 +81,13 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     if work.truncated > 0 {
         global.say(format!("{} cut at {limit} tokens", counted(work.truncated, "line")));
     }
-    Ok(())
+    match &args.output {
+        Some(output) if global.json => report::json(&json!({
+            "event": "done", "output": output.display().to_string(), "lines": work.lines, "dimensions": work.width(),
+            "tokens": work.tokens, "truncated": work.truncated,
+        })),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the output is the file that the lines come from.
@@ -137,8 +144,13 @@ impl Work<'_> {
         }
     }
 
+    /// Numbers of a row.
+    fn width(&self) -> usize {
+        self.options.dimensions.unwrap_or(self.model.dimensions())
+    }
+
     fn write_npy(&mut self, lines: &mut Lines, path: &Path) -> Result<()> {
-        let width = self.options.dimensions.unwrap_or(self.model.dimensions());
+        let width = self.width();
         let mut failure = None;
         let written = write_atomic(path, |file| {
             // How many rows there are is known at the end.

@@ -32,10 +32,12 @@ fn every_line_is_a_vector() {
         "{run:?}"
     );
     assert!(run.stderr.contains("4 lines, "), "{run:?}");
-    for (dtype, said) in [("f32", "; f32 weights, products in f32\n"), ("bf16", "; bf16 weights, products in ")] {
-        let run = embed(&place, &["--dtype", dtype], LINES).ok();
-        assert!(run.stderr.contains(said), "{run:?}");
-    }
+    let f32 = embed(&place, &["--dtype", "f32"], LINES).ok();
+    assert!(f32.stderr.contains("; f32 weights, products in f32\n"), "{f32:?}");
+    // By the CPU: in bf16, in f16 with sums that are said, or in f32.
+    let bf16 = embed(&place, &["--dtype", "bf16"], LINES).ok();
+    let said = bf16.stderr.lines().find_map(|line| line.split_once("; bf16 weights, products in ")).map(|(_, how)| how);
+    assert!(["bf16 with f32 sums", "f16, f32 sums of every 64", "f32"].contains(&said.unwrap_or_default()), "{bf16:?}");
     // From a file with the line ends of another system it is the same, and quiet is quiet.
     fs::write(place.path("lines.txt"), LINES.replace('\n', "\r\n")).unwrap();
     let again = embed(&place, &["--quiet", "lines.txt"], "").ok();
@@ -48,6 +50,14 @@ fn a_matrix_is_what_numpy_reads() {
     let rows = embed(&place, &["--dimensions", "6"], LINES).ok().json();
     let run = embed(&place, &["--dimensions", "6", "--output", "out.npy"], LINES).ok();
     assert_eq!(run.stdout, "");
+    let told = embed(&place, &["--dimensions", "6", "--output", "out.npy", "--json"], LINES).ok().json();
+    let done = &told[0];
+    assert_eq!((told.len(), done["event"].as_str(), done["output"].as_str()), (1, Some("done"), Some("out.npy")));
+    assert_eq!(
+        [&done["lines"], &done["dimensions"], &done["truncated"]].map(serde_json::Value::as_u64),
+        [Some(4), Some(6), Some(0)]
+    );
+    assert!(run.stderr.contains(&format!("4 lines, {} tokens", done["tokens"])), "{run:?}");
     let file = fs::read(place.path("out.npy")).unwrap();
     let (header, data) = file.split_at(128);
     assert!(
