@@ -193,16 +193,16 @@ pub(crate) fn widen(arithmetic: Arithmetic, units: &[u32], x: &mut [f32]) {
     );
 }
 
-/// Each two of `rows` rows of numbers as one row of units, with the same stride: the transpose, as [`Left::Columns`] in `bf16`.
+/// Each two rows of a matrix `(rows, width)` as one row of units, all `stride` apart: the transpose, as [`Left::Columns`] in `bf16`.
 /// After an odd number of rows comes one of zeros.
-pub(crate) fn pair_rows(x: &[f32], (rows, stride): (usize, usize), units: &mut [u32]) {
+pub(crate) fn pair_rows(x: &[f32], (rows, width): (usize, usize), stride: usize, units: &mut [u32]) {
     simd(
         #[inline(always)]
         || {
             for (l, units) in units.chunks_exact_mut(stride).enumerate().take(rows.div_ceil(2)) {
-                let first = &x[2 * l * stride..][..stride];
+                let (first, units) = (&x[2 * l * stride..][..width], &mut units[..width]);
                 if 2 * l + 1 < rows {
-                    pairs::<f32, 2>(first, &x[(2 * l + 1) * stride..][..stride], units);
+                    pairs::<f32, 2>(first, &x[(2 * l + 1) * stride..][..width], units);
                 } else {
                     units.iter_mut().zip(first).for_each(|(u, x)| *u = u32::from(x.nearest().to_bits()));
                 }

@@ -114,7 +114,7 @@ fn backward(
             let left = match arithmetic {
                 Arithmetic::F32 => left,
                 Arithmetic::BF16 => {
-                    pair_rows(left.numbers(), (rows, stride), &mut pairs);
+                    pair_rows(left.numbers(), (rows, n), stride, &mut pairs);
                     &pairs
                 }
             };
