@@ -150,7 +150,16 @@ pub(super) fn make_directory(dir: &Path) -> Result<Lock> {
 }
 
 /// The right to write, until it is dropped. The system takes it back from a process that dies.
-pub(crate) struct Lock(#[expect(dead_code, reason = "what it is locked by is open as long as this is")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that is being started meanwhile has the same file open for a moment, and the lock with it.
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!("a lock ends when its file is closed: {error}");
+        }
+    }
+}
 
 pub(super) fn lock(dir: &Path) -> Result<Lock> {
     let path = dir.join(LOCK);
@@ -162,5 +171,22 @@ pub(super) fn lock(dir: &Path) -> Result<Lock> {
             Err(Error::Busy { dir: dir.into(), what: "another run is writing this index" })
         }
         Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a program has it that another thread is about to start.
+    #[test]
+    fn a_lock_ends_though_its_file_is_open_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let inherited = held.0.try_clone().unwrap();
+        assert!(matches!(lock(dir.path()), Err(Error::Busy { .. })));
+        drop(held);
+        lock(dir.path()).unwrap();
+        drop(inherited);
     }
 }
