@@ -26,7 +26,7 @@ pub mod weight;
 pub use computation::Computation;
 pub use device::DeviceExt;
 pub use graft::backward;
-pub use kernels::{search, tile::Arithmetic};
+pub use kernels::{scratch::KeptBuffers, search, tile::Arithmetic};
 pub use memory::{is_memory_plentiful, peak_memory_bytes};
 pub use pool::{in_pool, let_candle_wait_asleep};
 pub use random::{Purpose, Stream};

@@ -10,7 +10,7 @@ use crate::{
     peak_memory_bytes,
 };
 use candle_core::{DType, Tensor};
-use mc_backend::{Purpose, Stream};
+use mc_backend::{KeptBuffers, Purpose, Stream};
 use mc_checkpoint::TrainingState;
 use mc_lora::{CheckpointMetadata, LoRAAdapter, save_checkpoint};
 use mc_models::Model;
@@ -40,6 +40,8 @@ pub struct Trainer {
     skipped_in_a_row: u32,
     /// What the run that is resumed was started with.
     resumed: Option<Fingerprint>,
+    /// What a step keeps for its backward pass is there for the next one.
+    _buffers: KeptBuffers,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -96,6 +98,7 @@ impl Trainer {
             good,
             skipped_in_a_row: 0,
             resumed: None,
+            _buffers: KeptBuffers::new(),
         })
     }
 

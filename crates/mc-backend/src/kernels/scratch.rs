@@ -2,35 +2,122 @@
 
 use rayon::prelude::*;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What threads share of buffers that nobody uses, oldest first.
-static SPARE: Mutex<Vec<Vec<u32>>> = Mutex::new(Vec::new());
-/// Units that are kept at most, 96 MB; and units below which the allocator is as good.
+/// What all threads share.
+static SPARE: Mutex<Spare> = Mutex::new(Spare { buffers: vec![], kept: 0, lent: 0, most: 0, holders: 0 });
+/// Units that are kept without [`KeptBuffers`], 96 MB; and units below which the allocator is as good.
 const KEPT: usize = 24 << 20;
 const SMALL: usize = 64 * 1024;
+
+/// Buffers that nobody uses, and how much memory there is in all.
+#[derive(Default)]
+struct Spare {
+    /// Oldest first.
+    buffers: Vec<Vec<u32>>,
+    /// Units of them, and of buffers that are in use.
+    kept: usize,
+    lent: usize,
+    /// The most that was in use at one time since there are holders.
+    most: usize,
+    /// How many [`KeptBuffers`] there are.
+    holders: usize,
+}
+
+impl Spare {
+    /// A buffer for so many units, which are counted as lent: a spare one, or an empty one.
+    fn take(&mut self, len: usize) -> Vec<u32> {
+        // The smallest that is large enough, and hardly larger: what is kept for a backward pass is kept whole.
+        let fits = |i: &usize| (len..=len + len / 8).contains(&self.buffers[*i].capacity());
+        let found = (0..self.buffers.len()).filter(fits).min_by_key(|i| self.buffers[*i].capacity());
+        let buffer = found.map(|i| self.buffers.remove(i)).unwrap_or_default();
+        self.kept -= buffer.capacity();
+        self.lent += buffer.capacity().max(len);
+        self.most = self.most.max(self.lent);
+        self.trim();
+        buffer
+    }
+
+    fn put_back(&mut self, buffer: Vec<u32>) {
+        self.lent -= buffer.capacity();
+        self.kept += buffer.capacity();
+        self.buffers.push(buffer);
+        self.trim();
+    }
+
+    fn hold(&mut self) {
+        if self.holders == 0 {
+            self.most = self.lent;
+        }
+        self.holders += 1;
+    }
+
+    fn release(&mut self) {
+        self.holders -= 1;
+        self.trim();
+    }
+
+    /// Lets the oldest go, until no more is there than was in use at one time, or no more is kept than without holders.
+    fn trim(&mut self) {
+        let most = if self.holders > 0 { self.most.saturating_sub(self.lent).max(KEPT) } else { KEPT };
+        let mut kept = self.kept;
+        let go = self.buffers.iter().take_while(|buffer| {
+            let goes = kept > most;
+            kept -= if goes { buffer.capacity() } else { 0 };
+            goes
+        });
+        let go = go.count();
+        self.buffers.drain(..go);
+        self.kept = kept;
+    }
+}
+
+fn spare() -> MutexGuard<'static, Spare> {
+    // Whoever panicked with it left whole buffers.
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While there is one, large buffers of the kernels that are let go wait for the next call that wants one of their size: those
+/// that one step of a training keeps for its backward pass are there for the next step. In all no more memory is held than
+/// was in use at one time since, or 96 MB, which wait in any case.
+///
+/// ```
+/// let buffers = mc_backend::KeptBuffers::new();
+/// // … the steps of a training …
+/// drop(buffers);
+/// ```
+#[derive(Debug)]
+pub struct KeptBuffers(());
+
+impl KeptBuffers {
+    /// Keeps buffers from now on.
+    #[must_use]
+    pub fn new() -> Self {
+        spare().hold();
+        Self(())
+    }
+}
+
+impl Default for KeptBuffers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for KeptBuffers {
+    fn drop(&mut self) {
+        spare().release();
+    }
+}
 
 /// A buffer of 32-bit units from the spare ones. What is in it is left from its last use.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<u32>);
 
-fn spare() -> impl DerefMut<Target = Vec<Vec<u32>>> {
-    // Whoever panicked with it left whole buffers.
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Scratch {
     /// A buffer of `len` units.
     pub(crate) fn new(len: usize) -> Self {
-        let mut units = if len < SMALL {
-            Vec::new()
-        } else {
-            let mut spare = spare();
-            // The smallest that is large enough, and hardly larger: what is kept for a backward pass is kept whole.
-            let fits = |i: &usize| (len..=len + len / 8).contains(&spare[*i].capacity());
-            let found = (0..spare.len()).filter(fits).min_by_key(|i| spare[*i].capacity());
-            found.map(|i| spare.remove(i)).unwrap_or_default()
-        };
+        let mut units = if len < SMALL { Vec::new() } else { spare().take(len) };
         if units.capacity() < len {
             units = vec![0; len];
         }
@@ -70,14 +157,8 @@ impl DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let units = std::mem::take(&mut self.0);
-        if units.capacity() < SMALL {
-            return;
-        }
-        let mut spare = spare();
-        spare.push(units);
-        let mut total: usize = spare.iter().map(Vec::capacity).sum();
-        while total > KEPT {
-            total -= spare.remove(0).capacity();
+        if units.capacity() >= SMALL {
+            spare().put_back(units);
         }
     }
 }
@@ -116,7 +197,57 @@ mod tests {
     #[test]
     fn no_more_than_the_limit_is_kept() {
         drop(Scratch::new(KEPT + 1));
-        let total: usize = spare().iter().map(Vec::capacity).sum();
-        assert!(total <= KEPT, "{total}");
+        let spare = spare();
+        assert_eq!(spare.kept, spare.buffers.iter().map(Vec::capacity).sum::<usize>());
+        assert!(spare.holders > 0 || spare.kept <= KEPT, "{}", spare.kept);
+    }
+
+    /// Sizes in millions of units, which nobody touches.
+    #[test]
+    fn a_holder_keeps_as_much_as_was_in_use_at_one_time() {
+        const MILLION: usize = 1_000_000;
+        let mut spare = Spare { holders: 1, ..Spare::default() };
+        let take = |spare: &mut Spare, len: usize| {
+            let found = spare.take(len * MILLION);
+            let new = found.capacity() == 0;
+            (if new { Vec::with_capacity(len * MILLION) } else { found }, new)
+        };
+        let sizes = |spare: &Spare| spare.buffers.iter().map(|b| b.capacity() / MILLION).collect::<Vec<_>>();
+        let all: Vec<_> = [20, 21, 30].map(|len| take(&mut spare, len)).into();
+        assert!(all.iter().all(|(_, new)| *new) && spare.most == 71 * MILLION);
+        for (buffer, _) in all {
+            spare.put_back(buffer);
+        }
+        assert_eq!((sizes(&spare), spare.kept, spare.lent), (vec![20, 21, 30], 71 * MILLION, 0));
+        // The next step finds them.
+        let (again, new) = take(&mut spare, 19);
+        assert!(!new && again.capacity() == 20 * MILLION && sizes(&spare) == [21, 30]);
+        spare.put_back(again);
+        // Another size takes the place of the oldest.
+        let (other, new) = take(&mut spare, 3);
+        assert!(new && sizes(&spare) == [30, 20] && spare.kept == 50 * MILLION);
+        spare.put_back(other);
+        assert_eq!((sizes(&spare), spare.most), (vec![30, 20, 3], 71 * MILLION));
+        // And without holders there is the limit.
+        spare.release();
+        assert_eq!((sizes(&spare), spare.kept), (vec![20, 3], 23 * MILLION));
+    }
+
+    /// No other test of this process holds.
+    #[test]
+    fn each_holder_lets_go_for_itself() {
+        let holders = || spare().holders;
+        let [first, second] = [KeptBuffers::new(), KeptBuffers::new()];
+        assert_eq!(holders(), 2);
+        drop(first);
+        assert_eq!(holders(), 1);
+        drop(second);
+        assert_eq!(holders(), 0);
+        let mut spare = Spare { lent: 5, most: 9, ..Spare::default() };
+        spare.hold();
+        assert_eq!(spare.most, 5);
+        spare.most = 7;
+        spare.hold();
+        assert_eq!((spare.most, spare.holders), (7, 2));
     }
 }
