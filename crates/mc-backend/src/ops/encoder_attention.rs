@@ -5,7 +5,7 @@
 //! output projection, residual and norm. Where a gradient is wanted, it is the ops that it is made of, each with its own.
 
 use super::{
-    Attention, Rope, attention,
+    Attention, Gelu, Rope, attention,
     block::{FINER, Ops, PLAIN, Side},
     group::rows_at_once,
     projections::{Packed, Projections},
@@ -159,17 +159,23 @@ impl Norm {
     }
 }
 
-/// The projections of a block of rows through the norm before it, if there is one: `(n, outer)`.
-pub(super) fn project(norm: Option<&Norm>, packed: &Packed, x: &[f32], rows: usize, y: &mut [f32]) {
-    let bias = packed.start();
+/// The projections of a block of rows through the norm before it and the gelu after it, if there are any: `(n, outer)`.
+pub(super) fn project(
+    norm: Option<&Norm>,
+    (packed, gelu): (&Packed, Option<Gelu>),
+    x: &[f32],
+    rows: usize,
+    y: &mut [f32],
+) {
+    let mut run = |x: &[f32]| packed.run(x, rows, packed.start(), gelu, (y, packed.outer));
     match norm {
-        None => packed.run(x, rows, bias, (y, packed.outer)),
+        None => run(x),
         Some(norm) => {
             let mut h = Scratch::new(x.len());
             let h = h.f32();
             h.copy_from_slice(x);
             norm.run(h);
-            packed.run(h, rows, bias, (y, packed.outer));
+            run(h);
         }
     }
 }
@@ -196,7 +202,7 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
     let mut scratch = Scratch::new(n * outer);
     let at_once = block_rows(n);
     let blocks = scratch.f32().par_chunks_mut((at_once * outer).max(1)).zip(x_slice.par_chunks(at_once * hidden));
-    blocks.for_each(|(out, x)| project(before.as_ref(), qkv, x, n, out));
+    blocks.for_each(|(out, x)| project(before.as_ref(), (qkv, None), x, n, out));
     if let Some((rope, positions)) = s.rope {
         let table = rope::check((b, t, d), rope, positions)?;
         let (cos, sin) = (kernels::slice(&table.cos)?, kernels::slice(&table.sin)?);
@@ -215,7 +221,7 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
     // Output projection, residual and norm of rows from `from` on.
     let finish = |from: usize, attended: &[f32], y: &mut [f32]| {
         let x = &x_slice[from * hidden..from * hidden + y.len()];
-        o.run(attended, n, Start::Matrix(x, hidden), (y, hidden));
+        o.run(attended, n, Start::Matrix(x, hidden), None, (y, hidden));
         o.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);

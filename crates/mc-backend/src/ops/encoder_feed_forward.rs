@@ -99,23 +99,23 @@ fn fused(x: &Tensor, f: &EncoderFeedForward, up: &Packed, down: &Packed) -> Resu
         // Whole tiles are read.
         let tiles = n.next_multiple_of(kernels::tile::ROWS);
         let mut wide = Scratch::new(tiles * outer);
-        project(before.as_ref(), up, x, rows, &mut wide.f32()[..n * outer]);
-        let mut gated = vec![0f32; if f.activation == Activation::Geglu { inner } else { 0 }];
-        let mut input = down.room(n);
+        let (gelu, gated) = match f.activation {
+            Activation::Gelu(form) => (Some(form), 0),
+            Activation::Geglu => (None, inner),
+        };
+        project(before.as_ref(), (up, gelu), x, rows, &mut wide.f32()[..n * outer]);
+        let (mut gated, mut input) = (vec![0f32; gated], down.room(n));
         for (i, row) in wide.f32()[..n * outer].chunks_exact_mut(outer).enumerate() {
-            match f.activation {
-                Activation::Gelu(form) => rows::gelu_row(form, &mut row[..inner]),
-                Activation::Geglu => {
-                    rows::geglu_row(&row[..inner], &row[inner..2 * inner], &mut gated);
-                    row[..inner].copy_from_slice(&gated);
-                }
+            if !gated.is_empty() {
+                rows::geglu_row(&row[..inner], &row[inner..2 * inner], &mut gated);
+                row[..inner].copy_from_slice(&gated);
             }
             if let Some(input) = &mut input {
                 down.fill(input, i, &row[..inner]);
             }
         }
         let input = input.unwrap_or_else(|| Input::InPlace(wide.numbers(), outer));
-        down.run_input(n, rows, &input, Start::Matrix(x, d), (y, d));
+        down.run_input(n, rows, &input, Start::Matrix(x, d), None, (y, d));
         down.add_bias(y);
         if let Some(norm) = &after {
             norm.run(y);

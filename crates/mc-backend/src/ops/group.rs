@@ -374,16 +374,9 @@ impl Stage {
         self.whole.multiply(rows, (units, stride), start, out);
     }
 
-    /// As [`Stage::run`] without low-rank parts.
-    pub(super) fn multiply(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
-        self.whole.multiply(rows, units, start, out);
-    }
-
-    /// The same for a few rows: each thread reads some columns of the matrices.
-    pub(super) fn run_wide(&self, rows: usize, units: (&[u32], usize), start: Start, out: (&mut [f32], usize)) {
-        over_columns(self.whole.cols, rows, start, out, |cols, start, c| {
-            self.whole.multiply_cols(rows, units, cols, start, c);
-        });
+    /// Columns of the product.
+    pub(super) fn cols(&self) -> usize {
+        self.whole.cols
     }
 
     /// Some columns of the product, after [`Stage::low`] filled the low-rank parts of its rows.

@@ -6,7 +6,7 @@
 //! A projection by itself has its gradient in [`super::linear`].
 
 use super::{
-    Linear,
+    Gelu, Linear,
     block::{Ops, Side},
     group::{self, Group, Stage},
 };
@@ -16,6 +16,7 @@ use crate::{
     kernels::{
         fp16::{self, Panels},
         operand::round,
+        rows,
         scratch::Scratch,
         tile::{Arithmetic, ROWS, Start},
     },
@@ -120,8 +121,8 @@ impl Packed {
         }
     }
 
-    /// `y = start + x·Wᵀ` for rows of x, and `rows` of all the call has.
-    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, y: (&mut [f32], usize)) {
+    /// `y = start + x·Wᵀ` for rows of x, through a gelu if there is one, and `rows` of all the call has.
+    pub(super) fn run(&self, x: &[f32], rows: usize, start: Start, gelu: Option<Gelu>, y: (&mut [f32], usize)) {
         let n = x.len() / self.inner.max(1);
         let input = match self.room(n) {
             // Whole tiles are read.
@@ -132,30 +133,43 @@ impl Packed {
                 input
             }
         };
-        self.run_input(n, rows, &input, start, y);
+        self.run_input(n, rows, &input, start, gelu, y);
     }
 
     /// As [`Packed::run`] for `n` rows that are as the product reads them.
-    pub(super) fn run_input(&self, n: usize, rows: usize, input: &Input, start: Start, y: (&mut [f32], usize)) {
-        let share = Self::share_columns(rows);
-        match (&self.form, input) {
-            (Form::Fp16(panels), Input::Fp16(rows)) if share => {
-                group::over_columns(panels.cols(), n, start, y, |cols, start, c| panels.multiply(rows, cols, start, c));
-            }
-            (Form::Fp16(panels), Input::Fp16(rows)) => panels.multiply(rows, 0..panels.cols(), start, y),
-            (Form::Units(stage), input) => {
-                let units: (&[u32], usize) = match input {
-                    Input::InPlace(x, stride) => (bytemuck::cast_slice(x), *stride),
-                    Input::Units(units, stride) => (units, *stride),
-                    Input::Fp16(_) => unreachable!("units are read"),
-                };
-                if share {
-                    stage.run_wide(n, units, start, y);
-                } else {
-                    stage.multiply(n, units, start, y);
+    pub(super) fn run_input(
+        &self,
+        n: usize,
+        rows: usize,
+        input: &Input,
+        start: Start,
+        gelu: Option<Gelu>,
+        y: (&mut [f32], usize),
+    ) {
+        let cols = match &self.form {
+            Form::Fp16(panels) => panels.cols(),
+            Form::Units(stage) => stage.cols(),
+        };
+        let product = |cols: Range<usize>, start: Start, (y, stride): (&mut [f32], usize)| {
+            let width = cols.len();
+            match (&self.form, input) {
+                (Form::Fp16(panels), Input::Fp16(rows)) => panels.multiply(rows, cols, start, (y, stride)),
+                (Form::Units(stage), Input::InPlace(x, of_row)) => {
+                    stage.columns(n, (bytemuck::cast_slice(x), *of_row), cols, start, (y, stride));
                 }
+                (Form::Units(stage), Input::Units(units, of_row)) => {
+                    stage.columns(n, (units, *of_row), cols, start, (y, stride));
+                }
+                _ => unreachable!("rows are in the form that is read"),
             }
-            (Form::Fp16(_), _) => unreachable!("fp16 is read"),
+            if let Some(form) = gelu {
+                y.chunks_mut(stride).take(n).for_each(|y| rows::gelu_row(form, &mut y[..width]));
+            }
+        };
+        if Self::share_columns(rows) {
+            group::over_columns(cols, n, start, y, product);
+        } else {
+            product(0..cols, start, y);
         }
     }
 }
@@ -265,7 +279,7 @@ mod tests {
             let results = pool.broadcast(|_| {
                 let packed = projections.packed()?.ok_or_else(|| candle_core::Error::Msg("not packed".into()))?;
                 let mut y = vec![0f32; 50 * 37];
-                packed.run(&rows, 50, Start::Zero, (&mut y, 37));
+                packed.run(&rows, 50, Start::Zero, None, (&mut y, 37));
                 Ok(y)
             });
             for y in results.into_iter().collect::<Result<Vec<_>>>()? {
@@ -320,7 +334,7 @@ mod tests {
             let pool =
                 rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
             let mut y = vec![f32::NAN; x.len() / 37 * packed.outer];
-            pool.install(|| packed.run(x, rows, packed.start(), (&mut y, packed.outer)));
+            pool.install(|| packed.run(x, rows, packed.start(), None, (&mut y, packed.outer)));
             Ok::<_, candle_core::Error>(y)
         };
         let all = run(1, &x, 100)?;
