@@ -282,17 +282,22 @@ fn halves_of_an_encoder_layer() -> Result<()> {
             };
             let (up, down) = (projections(40, &[(inner, hidden)], true)?, projections(41, &[(hidden, inner)], true)?);
             let wide = projections(42, &[(2 * inner, hidden)], false)?;
-            let activation = ops::Activation::Gelu(Gelu::Tanh);
-            let feed = ops::EncoderFeedForward { before: None, up: &up, activation, down: &down, after: norm };
+            let [feed, tanh] = [Gelu::Exact, Gelu::Tanh].map(|form| {
+                let activation = ops::Activation::Gelu(form);
+                ops::EncoderFeedForward { before: None, up: &up, activation, down: &down, after: norm }
+            });
             let activation = ops::Activation::Geglu;
             let gated = ops::EncoderFeedForward { before: norm, up: &wide, activation, down: &down, after: None };
-            let halves: [(&str, Op, Op); 4] = [
+            let halves: [(&str, Op, Op); 5] = [
                 ("after", &|t| ops::encoder_attention(&t[0], &after), &|t| composed::encoder_attention(&t[0], &after)),
                 ("before", &|t| ops::encoder_attention(&t[0], &before), &|t| {
                     composed::encoder_attention(&t[0], &before)
                 }),
                 ("feed", &|t| ops::encoder_feed_forward(&t[0], &feed), &|t| {
                     composed::encoder_feed_forward(&t[0], &feed)
+                }),
+                ("tanh", &|t| ops::encoder_feed_forward(&t[0], &tanh), &|t| {
+                    composed::encoder_feed_forward(&t[0], &tanh)
                 }),
                 ("gated", &|t| ops::encoder_feed_forward(&t[0], &gated), &|t| {
                     composed::encoder_feed_forward(&t[0], &gated)
