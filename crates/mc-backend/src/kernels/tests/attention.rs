@@ -41,7 +41,12 @@ impl Heads {
     fn new((b, t, h, d): (usize, usize, usize, usize), kind: u64, seed: u64) -> Self {
         let (first, stride) = (seed as usize % 5, h * d + 5 + (seed >> 8) as usize % 7);
         // Spread, so that some keys weigh much more than others.
-        let x: Vec<f32> = noise(b * t * stride, seed).iter().map(|x| x * 2.0).collect();
+        let mut x: Vec<f32> = noise(b * t * stride, seed).iter().map(|x| x * 2.0).collect();
+        // What is beside the heads is not theirs, and would show even where it is multiplied by zero.
+        for row in x.chunks_exact_mut(stride) {
+            row[..first].fill(f32::NAN);
+            row[first + h * d..].fill(f32::NAN);
+        }
         Self { numbers: Numbers::new(kind, &x), first, stride, t, d }
     }
     fn view(&self) -> View<'_> {
