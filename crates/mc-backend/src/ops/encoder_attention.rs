@@ -123,6 +123,9 @@ fn check(x: &Tensor, s: &EncoderAttention) -> Result<()> {
         ([all], [(width, to)]) if *all == (hidden, 3 * width) && *to == hidden => *width,
         _ => bail!("an attention half of {qkv:?} and {o:?} cannot read {:?}", x.shape()),
     };
+    if hidden == 0 || width == 0 {
+        bail!("an attention half of widths {hidden} and {width} computes nothing")
+    }
     if s.head_dim == 0 || !width.is_multiple_of(s.head_dim) {
         bail!("heads of {} do not fill {width}", s.head_dim)
     }
@@ -268,6 +271,22 @@ mod tests {
         let before = EncoderAttention { before: norm, qkv: &one, after: None, rope, ..after.clone() };
         for half in [after, before] {
             gradcheck("encoder_attention", &[random(7, (1, 5, 6), DType::F64)], |x| encoder_attention(&x[0], &half));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_width_of_zero_is_said() -> Result<()> {
+        let how = Attention::default();
+        for (hidden, width) in [(0, 4), (6, 0), (0, 0)] {
+            let weight = |shape| Weight::from_tensor(&Tensor::zeros(shape, DType::F32, x_device())?);
+            let qkv = [(); 3].map(|()| Ok((weight((width, hidden))?, None))).into_iter().collect::<Result<_>>()?;
+            let (qkv, o) = (Projections::new(qkv), Projections::new(vec![(weight((hidden, width))?, None)]));
+            let half =
+                EncoderAttention { before: None, qkv: &qkv, o: &o, after: None, head_dim: 2, rope: None, how: &how };
+            let x = Tensor::zeros((1, 3, hidden), DType::F32, x_device())?;
+            let error = encoder_attention(&x, &half).map_or_else(|error| error.to_string(), |_| String::new());
+            assert!(error.contains("computes nothing"), "{hidden} {width}: {error}");
         }
         Ok(())
     }

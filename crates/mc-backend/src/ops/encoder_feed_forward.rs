@@ -81,7 +81,12 @@ fn check(x: &Tensor, f: &EncoderFeedForward) -> Result<()> {
     let (up, down): (Vec<_>, Vec<_>) = (f.up.widths().collect(), f.down.widths().collect());
     let factor = if f.activation == Activation::Geglu { 2 } else { 1 };
     match (up.as_slice(), down.as_slice()) {
-        ([up], [(inner, to)]) if *up == (d, factor * inner) && *to == d => check_norms(d, &[f.before, f.after]),
+        ([up], [(inner, to)]) if *up == (d, factor * inner) && *to == d => {
+            if d == 0 || *inner == 0 {
+                bail!("a feed-forward half of widths {d} and {inner} computes nothing")
+            }
+            check_norms(d, &[f.before, f.after])
+        }
         _ => bail!("a feed-forward half of {up:?} and {down:?} cannot read {:?}", x.shape()),
     }
 }
@@ -146,6 +151,26 @@ mod tests {
         let before = EncoderFeedForward { before: norm, up: &up, activation, down: &half, after: None };
         for f in [after, before] {
             gradcheck("encoder_feed_forward", &[random(6, (2, 3, 3), DType::F64)], |x| encoder_feed_forward(&x[0], &f));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_width_of_zero_is_said() -> Result<()> {
+        for (d, inner) in [(0, 4), (6, 0), (0, 0)] {
+            let device = &candle_core::Device::Cpu;
+            let projection = |shape| {
+                Ok::<_, candle_core::Error>(Projections::new(vec![(
+                    Weight::from_tensor(&Tensor::zeros(shape, DType::F32, device)?)?,
+                    None,
+                )]))
+            };
+            let (up, down) = (projection((inner, d))?, projection((d, inner))?);
+            let activation = Activation::Gelu(Gelu::Exact);
+            let half = EncoderFeedForward { before: None, up: &up, activation, down: &down, after: None };
+            let x = Tensor::zeros((1, 3, d), DType::F32, device)?;
+            let error = encoder_feed_forward(&x, &half).map_or_else(|error| error.to_string(), |_| String::new());
+            assert!(error.contains("computes nothing"), "{d} {inner}: {error}");
         }
         Ok(())
     }
