@@ -279,13 +279,13 @@ mod tests {
     fn a_width_of_zero_is_said() -> Result<()> {
         let how = Attention::default();
         for (hidden, width) in [(0, 4), (6, 0), (0, 0)] {
-            let weight = |shape| Weight::from_tensor(&Tensor::zeros(shape, DType::F32, x_device())?);
+            let weight = |shape| Weight::from_tensor(&random(1, shape, DType::F32));
             let qkv = [(); 3].map(|()| Ok((weight((width, hidden))?, None))).into_iter().collect::<Result<_>>()?;
             let (qkv, o) = (Projections::new(qkv), Projections::new(vec![(weight((hidden, width))?, None)]));
             let half =
                 EncoderAttention { before: None, qkv: &qkv, o: &o, after: None, head_dim: 2, rope: None, how: &how };
-            let x = Tensor::zeros((1, 3, hidden), DType::F32, x_device())?;
-            let error = encoder_attention(&x, &half).map_or_else(|error| error.to_string(), |_| String::new());
+            let error = encoder_attention(&random(2, (1, 3, hidden), DType::F32), &half)
+                .map_or_else(|error| error.to_string(), |_| String::new());
             assert!(error.contains("computes nothing"), "{hidden} {width}: {error}");
         }
         Ok(())
