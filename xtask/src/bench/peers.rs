@@ -92,8 +92,7 @@ fn commit() -> Result<String> {
 /// The line above the table: what all its numbers have in common.
 fn heading(places: &Places) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").ok();
-    let cpu = cpu.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("model name")));
-    let cpu = cpu.map(|name| name.trim_start_matches([' ', '\t', ':']).to_owned());
+    let cpu = cpu.as_deref().and_then(cpu_of);
     let sysctl = || process::output(command("sysctl").args(["-n", "machdep.cpu.brand_string"])).ok();
     let cpu = cpu.or_else(sysctl).unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
@@ -103,6 +102,17 @@ fn heading(places: &Places) -> String {
         std::env::consts::OS,
         places.threads
     )
+}
+
+/// Name, family and model of the first CPU that Linux describes: virtual machines call CPUs of several designs by one name.
+fn cpu_of(info: &str) -> Option<String> {
+    let value = |key: &str| {
+        let mut fields = info.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+    };
+    let name = value("model name")?;
+    let design = value("cpu family").zip(value("model"));
+    Some(design.map_or(name.into(), |(family, model)| format!("{name} (family {family}, model {model})")))
 }
 
 impl Places {
@@ -194,4 +204,17 @@ fn missing(model: &Path) -> anyhow::Error {
 
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_of_one_name_are_told_apart_by_their_design() {
+        let info = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\ncpu family\t: 6\n";
+        assert_eq!(cpu_of(info).as_deref(), Some("AMD EPYC (family 25, model 1)"));
+        assert_eq!(cpu_of("model name\t: Neoverse: N1\n").as_deref(), Some("Neoverse: N1"));
+        assert_eq!(cpu_of("Features\t: fp asimd\n"), None);
+    }
 }

@@ -168,7 +168,7 @@ pub(crate) fn swiglu_backward_row(gate: &mut [f32], up: &mut [f32], g: &[f32]) {
     simd(
         #[inline(always)]
         || {
-            for ((gate, up), g) in gate.iter_mut().zip(up).zip(g) {
+            for ((gate, up), g) in gate.iter_mut().zip(up.iter_mut()).zip(g) {
                 let (x, s) = (*gate, sigmoid(*gate));
                 *gate = g * *up * s * (1.0 + x * (1.0 - s));
                 *up = g * x * s;
@@ -262,7 +262,7 @@ pub(crate) fn geglu_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [
             #[inline(always)]
             || {
                 let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&g[range.clone()]);
-                for ((d_gate, d_up), ((x, up), g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
+                for ((d_gate, d_up), ((x, up), g)) in d_gate.iter_mut().zip(d_up.iter_mut()).zip(inputs) {
                     let (cdf, density) = normal_cdf(*x);
                     *d_gate = g * up * x.mul_add(density, cdf);
                     *d_up = g * x * cdf;

@@ -6,10 +6,21 @@
 use super::{tile::LANES, transpose};
 use half::{bf16, f16};
 
-/// Runs `f` compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
+/// Runs `f` once, compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
+///
+/// It is called as what it is: a closure that could be called more than once, called as `FnOnce`, is called by a function in between
+/// that is not always inlined, so that a long one would be compiled for any CPU, with a call of `fmaf` for each multiply-add.
 #[inline]
-pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+pub(crate) fn simd<R>(f: impl FnMut() -> R) -> R {
+    struct Once<F>(F);
+    impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Once<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(mut self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Once(f))
 }
 
 /// An element that a kernel can widen to `f32`.

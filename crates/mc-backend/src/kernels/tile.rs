@@ -9,18 +9,22 @@
 //!
 //! With AVX-512 (32 registers) a tile is 6 rows × 4 panels: 24 sums, 4 vectors of B, and one broadcast, so that each
 //! loaded vector serves 6 multiplications and 24 independent sums hide the latency of 4 to 6 cycles. Where fewer panels
-//! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust.
+//! are left, tiles are taller for the same reason. Elsewhere (AVX2, NEON) a tile is 6 rows × 1 panel of plain Rust: 12 sums of 8
+//! numbers in AVX2, of 16 registers.
 //!
 //! A tile goes through its depth at once, in order, so a number depends on its row and column alone, and not on how the
 //! work was cut. Only [`super::operand`] cuts the depth, of products that are deeper than the cache, by their depth alone.
 
-use super::holds;
+use super::{holds, simd::simd};
 use std::sync::LazyLock;
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
 /// A may be read, not used, up to a multiple of so many rows: it is padded to that.
 pub(crate) const ROWS: usize = 6;
+
+/// Panels that rows of A are multiplied with while they are in the first cache.
+const PANELS: usize = 4;
 
 /// What the inputs of a product are rounded to; sums are always `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,17 +63,6 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     Portable,
-}
-
-impl Isa {
-    /// Panels of a tile, at most.
-    fn panels(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 4,
-            Self::Portable => 1,
-        }
-    }
 }
 
 static ISA: LazyLock<Isa> = LazyLock::new(|| {
@@ -173,7 +166,7 @@ pub(crate) fn multiply(
     let mut panel = 0;
     let panels = cols.div_ceil(LANES);
     while panel < panels {
-        let wide = ISA.panels().min(panels - panel);
+        let wide = PANELS.min(panels - panel);
         let width = (cols - panel * LANES).min(wide * LANES);
         // SAFETY: the whole matrices hold what is read and written, as asserted, and so does this part of them;
         // `c` is borrowed mutably, and nothing else refers to it meanwhile.
@@ -205,16 +198,7 @@ unsafe fn run(arithmetic: Arithmetic, wide: usize, size: (usize, usize), place: 
                 1 => avx512::f32::<false>(wide, size, place),
                 _ => avx512::f32::<true>(wide, size, place),
             },
-            _ => (0..wide).for_each(|p| {
-                let width = size.1.saturating_sub(p * LANES).min(LANES);
-                for row in (0..size.0).step_by(PORTABLE_ROWS) {
-                    let size = (PORTABLE_ROWS.min(size.0 - row), width);
-                    pulp::Arch::new().dispatch(
-                        #[inline(always)]
-                        || portable(arithmetic, size, place.at(row, p)),
-                    );
-                }
-            }),
+            _ => portable(arithmetic, wide, size, place),
         }
     }
 }
@@ -257,8 +241,32 @@ impl Place {
     }
 }
 
-/// Rows of a tile in plain Rust.
-const PORTABLE_ROWS: usize = ROWS;
+/// All rows of so many panels in plain Rust, in tiles of 6 rows × 1 panel.
+///
+/// # Safety
+/// The place and size are inside the matrices, whole tiles of A and B included.
+#[allow(unsafe_code)]
+unsafe fn portable(arithmetic: Arithmetic, panels: usize, (rows, cols): (usize, usize), place: Place) {
+    let number = |unit: u32| f32::from_bits(unit);
+    let low = |unit: u32| f32::from_bits(unit << 16);
+    let high = |unit: u32| f32::from_bits(unit & 0xFFFF_0000);
+    for (row, panel) in (0..rows).step_by(ROWS).flat_map(|row| (0..panels).map(move |panel| (row, panel))) {
+        let size = (ROWS.min(rows - row), cols.saturating_sub(panel * LANES).min(LANES));
+        let place = place.at(row, panel);
+        simd(
+            #[inline(always)]
+            // SAFETY: the caller's promise.
+            || unsafe {
+                match arithmetic {
+                    Arithmetic::F32 => portable_tile(size, place, |a, b, sum| number(a).mul_add(number(b), sum)),
+                    Arithmetic::BF16 => {
+                        portable_tile(size, place, |a, b, sum| high(a).mul_add(high(b), low(a).mul_add(low(b), sum)))
+                    }
+                }
+            },
+        );
+    }
+}
 
 /// Up to 6 rows × 1 panel, in arrays that the compiler keeps in vector registers.
 ///
@@ -266,8 +274,8 @@ const PORTABLE_ROWS: usize = ROWS;
 /// The place and size are inside the matrices, whole tiles of A and B included.
 #[inline(always)]
 #[allow(unsafe_code)]
-unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Place) {
-    let mut sums = [[0f32; LANES]; PORTABLE_ROWS];
+unsafe fn portable_tile((rows, cols): (usize, usize), p: Place, add: impl Fn(u32, u32, f32) -> f32) {
+    let mut sums = [[0f32; LANES]; ROWS];
     for l in 0..p.depth {
         // SAFETY: unit l of the panel.
         let b = unsafe { p.b.add(l * LANES).cast::<[u32; LANES]>().read() };
@@ -275,24 +283,40 @@ unsafe fn portable(arithmetic: Arithmetic, (rows, cols): (usize, usize), p: Plac
             // SAFETY: unit l of a row of A, which is padded.
             let a = unsafe { *p.a.add(i * p.a_row + l * p.a_unit) };
             for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = match arithmetic {
-                    Arithmetic::F32 => f32::from_bits(a).mul_add(f32::from_bits(b), *sum),
-                    Arithmetic::BF16 => {
-                        let high = |x: u32| f32::from_bits(x & 0xFFFF_0000);
-                        let low = |x: u32| f32::from_bits(x << 16);
-                        high(a).mul_add(high(b), low(a).mul_add(low(b), *sum))
-                    }
-                };
+                *sum = add(a, b, *sum);
             }
         }
     }
-    for (i, sums) in sums.iter().take(rows).enumerate() {
-        for (j, sum) in sums.iter().take(cols).enumerate() {
-            // SAFETY: (i, j) is inside the part of C that is the caller's.
-            unsafe {
-                let start = if p.start.is_null() { 0.0 } else { *p.start.add(i * p.start_stride + j) };
-                *p.c.add(i * p.c_stride + j) = start + sum;
+    // Neither the sums of a row nor the rows are counted through: what is reached by a variable index is kept in memory.
+    for (i, sums) in sums.iter().enumerate() {
+        if i < rows {
+            let start = if p.start.is_null() { p.start } else { p.start.wrapping_add(i * p.start_stride) };
+            // SAFETY: row i, with as many columns, is inside the part of C that is the caller's, and inside `start`.
+            unsafe { write(*sums, cols, start, p.c.add(i * p.c_stride)) };
+        }
+    }
+}
+
+/// Writes the first `cols` of these sums, with `start` added unless it is null.
+///
+/// # Safety
+/// So many columns are at `start`, if it is not null, and at `c`, which is the caller's.
+#[inline(always)]
+#[allow(unsafe_code)]
+unsafe fn write(mut sums: [f32; LANES], cols: usize, start: *const f32, c: *mut f32) {
+    let mut add = |start: &[f32]| sums.iter_mut().zip(start).for_each(|(sum, start)| *sum += start);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if cols == LANES {
+            if !start.is_null() {
+                add(&start.cast::<[f32; LANES]>().read());
             }
+            c.cast::<[f32; LANES]>().write(sums);
+        } else {
+            if !start.is_null() {
+                add(std::slice::from_raw_parts(start, cols));
+            }
+            std::slice::from_raw_parts_mut(c, cols).copy_from_slice(&sums[..cols]);
         }
     }
 }
@@ -466,6 +490,33 @@ mod tests {
         assert!(refused(Left::Columns(&a, usize::MAX / 2 + 1)));
     }
 
+    /// Compiled without the CPU's multiply-add, a tile would call a function for each of its products and take 40 times as long; the
+    /// numbers would be the same.
+    #[test]
+    fn the_portable_tile_is_compiled_for_this_cpu() {
+        let (rows, depth) = (ROWS, 1024);
+        let x: Vec<f32> = (0..rows * LANES * depth).map(|i| (i % 89) as f32).collect();
+        let units: &[u32] = bytemuck::cast_slice(&x);
+        let mut c = vec![0f32; rows * LANES];
+        let (a, b, start, at) = (units.as_ptr(), units.as_ptr(), std::ptr::null(), c.as_mut_ptr());
+        let (a_row, b_stride) = (depth, LANES * depth);
+        let place = Place { depth, a, a_row, a_unit: 1, b, b_stride, start, start_stride: 0, c: at, c_stride: LANES };
+        let least = |f: &mut dyn FnMut()| {
+            let time = |_| {
+                let start = std::time::Instant::now();
+                f();
+                start.elapsed()
+            };
+            (0..50).map(time).min().unwrap_or_default()
+        };
+        // As many products, in one long sum.
+        let dot = least(&mut || assert!(simd(|| crate::kernels::simd::dot(&x, &x)) > 0.0));
+        // SAFETY: A, B and C are whole tiles.
+        #[allow(unsafe_code)]
+        let tile = least(&mut || unsafe { portable(Arithmetic::F32, 1, (rows, LANES), place) });
+        assert!(c[0] > 0.0 && tile < 8 * dot, "a tile takes {tile:?}, a sum of as many products {dot:?}");
+    }
+
     /// The tile of plain Rust, which this CPU may not choose, against the one that it chooses.
     #[test]
     fn the_portable_tile_equals_the_chosen_one() {
@@ -499,15 +550,10 @@ mod tests {
                 let (Left::Rows(a, _) | Left::Columns(a, _)) = left;
                 let (a, b) = (a.as_ptr(), b.as_ptr());
                 let place = Place { depth, a, a_row, a_unit, b, b_stride, start, start_stride, c, c_stride };
-                for (row, col) in
-                    (0..rows).step_by(PORTABLE_ROWS).flat_map(|r| (0..cols).step_by(LANES).map(move |c| (r, c)))
-                {
-                    let size = (PORTABLE_ROWS.min(rows - row), LANES.min(cols - col));
-                    // SAFETY: A and B are padded to whole tiles, and C and what it starts with hold rows × cols.
-                    #[allow(unsafe_code)]
-                    unsafe {
-                        portable(arithmetic, size, place.at(row, col / LANES));
-                    }
+                // SAFETY: A and B are padded to whole tiles, and C and what it starts with hold rows × cols.
+                #[allow(unsafe_code)]
+                unsafe {
+                    portable(arithmetic, cols.div_ceil(LANES), (rows, cols), place);
                 }
                 for (e, (chosen, plain)) in chosen.iter().zip(&plain).enumerate() {
                     let inside = e % c_stride < cols;

@@ -21,6 +21,9 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
         return;
     }
     let from = *square;
+    if columns(bytemuck::cast_slice::<u32, f32>(from.as_flattened()), LANES, square) {
+        return;
+    }
     for (i, row) in square.iter_mut().enumerate() {
         for (to, from) in row.iter_mut().zip(&from) {
             *to = from[i];
@@ -33,14 +36,15 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
 #[inline(always)]
 pub(crate) fn columns<T: Element>(x: &[T], stride: usize, to: &mut [[u32; LANES]]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if has_avx512() {
+    if has_avx512() || is_x86_feature_detected!("avx2") {
         let width = to.len() * size_of::<u32>() / size_of::<T>();
         assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
         assert!(super::holds(x.len(), LANES, stride, width), "rows of columns out of bounds");
-        // SAFETY: the CPU has AVX-512, and 16 rows of so many units are in bounds.
+        let run = if has_avx512() { avx512::columns } else { avx2::columns };
+        // SAFETY: the CPU has the instructions, and 16 rows of so many units are in bounds.
         #[allow(unsafe_code)]
         unsafe {
-            avx512::columns(x.as_ptr().cast(), stride * size_of::<T>(), to);
+            run(x.as_ptr().cast(), stride * size_of::<T>(), to);
         }
         return true;
     }
@@ -203,6 +207,64 @@ mod avx512 {
             b[8 + c] = _mm512_shuffle_i32x4::<0xDD>(even.0, even.1);
             b[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd.0, odd.1);
             b[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd.0, odd.1);
+        }
+        b
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    //! Columns in AVX2, by squares of 8 × 8 units.
+    #![allow(unsafe_code, clippy::wildcard_imports)]
+
+    use super::LANES;
+    use std::arch::x86_64::*;
+
+    /// Units of a vector.
+    const WIDE: usize = 8;
+
+    /// # Safety
+    /// The CPU has AVX2; from `x` on there are 16 rows of `to.len()` units, a multiple of 16, that are `stride` bytes apart.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn columns(x: *const u8, stride: usize, to: &mut [[u32; LANES]]) {
+        for (s, to) in to.chunks_exact_mut(WIDE).enumerate() {
+            for first in [0, WIDE] {
+                let mut rows = [_mm256_setzero_ps(); WIDE];
+                for (j, row) in rows.iter_mut().enumerate() {
+                    let at = x.wrapping_add((first + j) * stride + s * WIDE * size_of::<u32>());
+                    // The 16 rows after these are most likely the next.
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LANES * stride).cast());
+                    // SAFETY: 8 units of a row are one vector, and in bounds.
+                    *row = unsafe { _mm256_loadu_ps(at.cast()) };
+                }
+                for (row, to) in exchange(rows).iter().zip(&mut *to) {
+                    // SAFETY: half of a row is one vector.
+                    unsafe { _mm256_storeu_ps(to[first..first + WIDE].as_mut_ptr().cast(), *row) };
+                }
+            }
+        }
+    }
+
+    /// Exchanges rows and columns: pairs of rows are interleaved by one, two and four elements.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn exchange(mut a: [__m256; WIDE]) -> [__m256; WIDE] {
+        let mut b = a;
+        for i in 0..4 {
+            b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+        }
+        // Of each four rows: a[4i + c] holds their columns c and 4 + c, half by half.
+        for i in 0..2 {
+            for half in 0..2 {
+                let (x, y) = (_mm256_castps_pd(b[4 * i + half]), _mm256_castps_pd(b[4 * i + 2 + half]));
+                a[4 * i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y));
+                a[4 * i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+            }
+        }
+        for c in 0..4 {
+            b[c] = _mm256_permute2f128_ps::<0x20>(a[c], a[4 + c]);
+            b[4 + c] = _mm256_permute2f128_ps::<0x31>(a[c], a[4 + c]);
         }
         b
     }

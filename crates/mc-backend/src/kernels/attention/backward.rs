@@ -138,7 +138,7 @@ fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32,
                 *p = exp(p.mul_add(scale, -log_sum));
             }
             let sum = dot(p, ds);
-            for (ds, p) in ds.iter_mut().zip(p) {
+            for (ds, p) in ds.iter_mut().zip(p.iter()) {
                 *ds = *p * (*ds - sum) * scale;
             }
         },
