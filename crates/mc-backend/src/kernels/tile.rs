@@ -260,7 +260,7 @@ unsafe fn portable(arithmetic: Arithmetic, panels: usize, (rows, cols): (usize, 
                 match arithmetic {
                     Arithmetic::F32 => portable_tile(size, place, |a, b, sum| number(a).mul_add(number(b), sum)),
                     Arithmetic::BF16 => {
-                        portable_tile(size, place, |a, b, sum| high(a).mul_add(high(b), low(a).mul_add(low(b), sum)))
+                        portable_tile(size, place, |a, b, sum| high(a).mul_add(high(b), low(a).mul_add(low(b), sum)));
                     }
                 }
             },
