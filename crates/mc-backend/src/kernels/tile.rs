@@ -23,7 +23,7 @@ pub(crate) const LANES: usize = 16;
 /// A may be read, not used, up to a multiple of so many rows: it is padded to that.
 pub(crate) const ROWS: usize = 6;
 
-/// Panels that rows of A are multiplied with while they are in the first cache.
+/// Panels of the widest tile; smaller tiles of the same rows go through as many before the next rows.
 const PANELS: usize = 4;
 
 /// What the inputs of a product are rounded to; sums are always `f32`.
@@ -247,9 +247,7 @@ impl Place {
 /// The place and size are inside the matrices, whole tiles of A and B included.
 #[allow(unsafe_code)]
 unsafe fn portable(arithmetic: Arithmetic, panels: usize, (rows, cols): (usize, usize), place: Place) {
-    let number = |unit: u32| f32::from_bits(unit);
-    let low = |unit: u32| f32::from_bits(unit << 16);
-    let high = |unit: u32| f32::from_bits(unit & 0xFFFF_0000);
+    let number = f32::from_bits;
     for (row, panel) in (0..rows).step_by(ROWS).flat_map(|row| (0..panels).map(move |panel| (row, panel))) {
         let size = (ROWS.min(rows - row), cols.saturating_sub(panel * LANES).min(LANES));
         let place = place.at(row, panel);
@@ -258,10 +256,21 @@ unsafe fn portable(arithmetic: Arithmetic, panels: usize, (rows, cols): (usize, 
             // SAFETY: the caller's promise.
             || unsafe {
                 match arithmetic {
-                    Arithmetic::F32 => portable_tile(size, place, |a, b, sum| number(a).mul_add(number(b), sum)),
-                    Arithmetic::BF16 => {
-                        portable_tile(size, place, |a, b, sum| high(a).mul_add(high(b), low(a).mul_add(low(b), sum)));
-                    }
+                    Arithmetic::F32 => portable_tile(
+                        size,
+                        place,
+                        #[inline(always)]
+                        |a, b, sum| number(a).mul_add(number(b), sum),
+                    ),
+                    Arithmetic::BF16 => portable_tile(
+                        size,
+                        place,
+                        #[inline(always)]
+                        |a, b, sum| {
+                            let low = number(a << 16).mul_add(number(b << 16), sum);
+                            number(a & 0xFFFF_0000).mul_add(number(b & 0xFFFF_0000), low)
+                        },
+                    ),
                 }
             },
         );
@@ -510,7 +519,13 @@ mod tests {
             (0..50).map(time).min().unwrap_or_default()
         };
         // As many products, in one long sum.
-        let dot = least(&mut || assert!(simd(|| crate::kernels::simd::dot(&x, &x)) > 0.0));
+        let dot = least(&mut || {
+            let sum = simd(
+                #[inline(always)]
+                || crate::kernels::simd::dot(&x, &x),
+            );
+            assert!(sum > 0.0);
+        });
         // SAFETY: A, B and C are whole tiles.
         #[allow(unsafe_code)]
         let tile = least(&mut || unsafe { portable(Arithmetic::F32, 1, (rows, LANES), place) });
