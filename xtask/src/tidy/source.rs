@@ -9,6 +9,8 @@ use super::rust::{Rust, close};
 const UNSAFE_FILES: &[&str] = &[
     "benches/roofline.rs",
     "crates/mc-backend/src/kernels/compact.rs",
+    "crates/mc-backend/src/kernels/compact/eleven.rs",
+    "crates/mc-backend/src/kernels/compact/twelve.rs",
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/fp16.rs",
     "crates/mc-backend/src/kernels/mod.rs",

@@ -1,15 +1,15 @@
 //! Products of a few rows with matrices as they lie: dot products with each of their rows.
 //!
 //! With one token at a time a product reads every weight once and uses it once, so it is as fast as memory, and
-//! neither packing nor rounding could gain anything. Weights are widened as they are read: of two neighbouring `bf16`
-//! the first is the unit shifted up, the second the unit with its lower half cleared, so x comes in two vectors, its
+//! neither packing nor rounding could gain anything. Weights are widened as they are read. In AVX-512, of two neighbouring
+//! `bf16` the first is the unit shifted up, the second the unit with its lower half cleared, so x comes in two vectors, its
 //! even and its odd numbers. A matrix that is read again and again has a shorter form ([`super::compact`]), whose products
 //! are the same bit for bit. Rows go one after the other, as they lie, and what comes next is fetched ahead: several rows at
 //! a time would share loads of x, but memory answers one long stream faster (measured: 48 against 30 GB/s).
 
 use super::{
     Shared,
-    compact::{BLOCK, Compact},
+    compact::{BLOCK, Code, Compact},
     operand::Matrix,
     simd::{Element, dot, simd},
 };
@@ -67,13 +67,20 @@ impl<'a> Input<'a> {
     fn half(k: usize) -> usize {
         k.next_multiple_of(BLOCK) / 2
     }
-    fn row(&self, i: usize) -> &[f32] {
-        &self.x[i * self.k..(i + 1) * self.k]
-    }
-    fn halves(&self, i: usize) -> (&[f32], &[f32]) {
+    fn row(&self, i: usize) -> Row<'_> {
         let half = Self::half(self.k);
-        self.halves[i * 2 * half..(i + 1) * 2 * half].split_at(half)
+        let (even, odd) = self.halves[i * 2 * half..(i + 1) * 2 * half].split_at(half);
+        Row { x: &self.x[i * self.k..(i + 1) * self.k], even, odd }
     }
+}
+
+/// A row of x.
+#[derive(Clone, Copy)]
+pub(crate) struct Row<'a> {
+    pub(crate) x: &'a [f32],
+    /// Its even numbers, padded with zeros to whole blocks of the compact form.
+    pub(crate) even: &'a [f32],
+    pub(crate) odd: &'a [f32],
 }
 
 /// Writes `x·Wᵀ + bias + h·Bᵀ` of every factor into its columns of `y`, whose rows are `stride` apart; x is `(n, in)`.
@@ -101,14 +108,12 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             // SAFETY: units own disjoint columns of y, as `slice` keeps them in bounds; one row's part at a time.
             #[allow(unsafe_code)]
             let y = unsafe { shared.slice(i * stride + factor.first + range.start, range.len()) };
+            let x = input.row(i);
             match (factor.w.elements, factor.compact) {
-                (_, Some(w)) => {
-                    let (even, odd) = input.halves(i);
-                    w.dots(range.start, even, odd, y);
-                }
-                (Elements::F32(w), _) => plain(w, &input, i, range, y),
-                (Elements::F16(w), _) => plain(w, &input, i, range, y),
-                (Elements::BF16(w), _) => widened(w, &input, i, range, y),
+                (_, Some(w)) => w.dots(range.start, x, y),
+                (Elements::F32(w), _) => plain(&w[range.start * k..], x.x, y),
+                (Elements::F16(w), _) => plain(&w[range.start * k..], x.x, y),
+                (Elements::BF16(w), _) => widened(&w[range.start * k..], x, y),
             }
             if let Some(bias) = factor.bias {
                 y.iter_mut().zip(&bias[range.clone()]).for_each(|(y, b)| *y += b);
@@ -124,34 +129,32 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
     if let [only] = &units[..] { run(only) } else { units.par_iter().with_max_len(AT_ONCE).for_each(run) }
 }
 
-/// Dot products of row i of x with these rows of `w`.
-fn plain<T: Element>(w: &[T], input: &Input, i: usize, range: &Range<usize>, y: &mut [f32]) {
-    let (x, k) = (input.row(i), input.k);
+/// Dot products of x with the first rows of `w`.
+fn plain<T: Element>(w: &[T], x: &[f32], y: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
-            for (y, w) in y.iter_mut().zip(w[range.start * k..].chunks_exact(k)) {
+            for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
                 *y = dot(w, x);
             }
         },
     );
 }
 
-/// As [`plain`], for `bf16`.
-fn widened(w: &[bf16], input: &Input, i: usize, range: &Range<usize>, y: &mut [f32]) {
+/// As [`plain`], for `bf16`: in the order of the compact form that this CPU reads.
+fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        let (k, (even, odd)) = (input.k, input.halves(i));
-        for (y, w) in y.iter_mut().zip(w[range.start * k..range.end * k].chunks_exact(k)) {
+    if Code::of_this_cpu() == Some(Code::Eleven) {
+        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.x.len())) {
             // SAFETY: the CPU has AVX-512, and the halves are those of as many numbers as there are in w.
             #[allow(unsafe_code)]
             unsafe {
-                *y = avx512::dot(w, even, odd);
+                *y = avx512::dot(w, x.even, x.odd);
             }
         }
         return;
     }
-    plain(w, input, i, range, y);
+    plain(w, x.x, y);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -127,10 +127,12 @@ pub(crate) fn total(sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
+/// How many times [`LANES`] sums [`dot`] has.
+pub(crate) const UNROLL: usize = 4;
+
 /// `Σ a[i]·b[i]`
 #[inline(always)]
 pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
-    const UNROLL: usize = 4;
     let mut sums = [[0f32; LANES]; UNROLL];
     let (mut ca, mut cb) = (a.chunks_exact(LANES * UNROLL), b.chunks_exact(LANES * UNROLL));
     for (a, b) in (&mut ca).zip(&mut cb) {
@@ -140,14 +142,19 @@ pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
             }
         }
     }
+    finish(sums, ca.remainder(), cb.remainder())
+}
+
+/// The end of [`dot`]: all of its sums, and the products of what is left.
+#[inline(always)]
+pub(crate) fn finish<T: Element>(sums: [[f32; LANES]; UNROLL], a: &[T], b: &[f32]) -> f32 {
     let mut sum = [0f32; LANES];
     for s in sums {
         for i in 0..LANES {
             sum[i] += s[i];
         }
     }
-    let (ra, rb) = (ca.remainder(), cb.remainder());
-    for (i, (a, b)) in ra.iter().zip(rb).enumerate() {
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
         sum[i % LANES] = a.widen().mul_add(*b, sum[i % LANES]);
     }
     total(sum)

@@ -1,0 +1,135 @@
+//! Each form that this CPU reads, also one that it would not choose.
+
+use super::*;
+
+fn codes() -> impl Iterator<Item = Code> {
+    [Code::Eleven, Code::Twelve].into_iter().filter(|code| code.is_read())
+}
+
+/// Numbers with a spread of exponents, of which some are zero, some far away, and some no numbers at all.
+fn numbers(rows: usize, width: usize, seed: usize) -> Vec<bf16> {
+    let number = |i: usize| {
+        let bits = (i + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 17;
+        match bits % 9973 {
+            0 => bf16::from_f32(1e-20),
+            1 => bf16::from_bits(3),
+            2..9 => bf16::NEG_ZERO,
+            9..99 => bf16::ZERO,
+            99..110 => bf16::MAX,
+            110..113 => bf16::NEG_INFINITY,
+            n => bf16::from_f32((n as f32 - 4999.5) / 5000.0),
+        }
+    };
+    (0..rows * width).map(number).collect()
+}
+
+/// The first products of rows with x, which is padded with something that must not be read.
+fn products<const N: usize>(form: &Compact, first: usize, x: &[f32]) -> [f32; N] {
+    let half = form.width.next_multiple_of(BLOCK) / 2;
+    let (mut even, mut odd) = (vec![0f32; half], vec![0f32; half]);
+    for (pair, (even, odd)) in x.chunks(2).zip(even.iter_mut().zip(&mut odd)) {
+        (*even, *odd) = (pair[0], pair[1]);
+    }
+    let mut y = [f32::NAN; N];
+    let x: Vec<f32> = x.iter().copied().chain([f32::NAN; BLOCK]).collect();
+    form.dots(first, Row { x: &x, even: &even, odd: &odd }, &mut y);
+    y
+}
+
+/// A number of a row, read back by the product with a unit vector.
+fn read_back(form: &Compact, row: usize, only: usize) -> f32 {
+    let mut x = vec![0f32; form.width];
+    x[only] = 1.0;
+    let [y] = products(form, row, &x);
+    y
+}
+
+#[test]
+fn every_number_is_what_it_was() {
+    for code in codes() {
+        let mut far = 0;
+        for (rows, width) in [(3, 64), (5, 250), (2, 576), (600, 128), (40, 896), (20, 1022)] {
+            let mut w = numbers(rows, width, rows * width);
+            // An infinite number makes NaN of the zeros that unit vectors have beside their one.
+            w.iter_mut().filter(|x| x.is_infinite()).for_each(|x| *x = bf16::MIN);
+            let form = Compact::of(code, &w, width).expect("it saves an eighth");
+            far += (form.starts[rows] - rows * code.row_bytes(width, 0)) / code.elsewhere();
+            for row in 0..rows {
+                for i in 0..width {
+                    // Sums begin at 0, which a zero of either sign leaves as it is.
+                    assert_eq!(
+                        read_back(&form, row, i),
+                        w[row * width + i].to_f32(),
+                        "{code:?}: {i} of row {row}, {rows} x {width}"
+                    );
+                }
+            }
+        }
+        assert!(far > 1000, "{code:?}: {far}");
+    }
+}
+
+#[test]
+fn infinity_and_what_is_no_number_stay() {
+    for code in codes() {
+        let mut w = vec![bf16::ONE; 256 * 20];
+        w[256 * 3 + 5] = bf16::NEG_INFINITY;
+        w[256 * 4 + 200] = bf16::NAN;
+        let form = Compact::of(code, &w, 256).expect("two exponents lie elsewhere");
+        assert_eq!(form.starts[20], 20 * code.row_bytes(256, 0) + 2 * code.elsewhere());
+        let y: [f32; 6] = products(&form, 0, &[1.0; 256]);
+        assert_eq!((&y[..4], y[4].is_nan(), y[5]), (&[256.0, 256.0, 256.0, f32::NEG_INFINITY][..], true, 256.0));
+    }
+}
+
+/// Rows of infinities only, whose top is the highest there is, and of the smallest numbers, whose top is the lowest.
+#[test]
+fn the_ends_of_the_range() {
+    for code in codes() {
+        let mut w = vec![bf16::INFINITY; 128];
+        w.extend([bf16::from_bits(0x0080); 128]);
+        w.extend([bf16::from_bits(0x807F); 128]);
+        w.extend([bf16::ZERO; 128]);
+        w.extend([bf16::ONE; 128 * 40]);
+        let form = Compact::of(code, &w, 128).expect("most of it is ones");
+        let y: [f32; 5] = products(&form, 0, &[1.0; 128]);
+        let sum = |x: u16| 128.0 * bf16::from_bits(x).to_f32();
+        assert_eq!(y, [f32::INFINITY, sum(0x0080), sum(0x807F), 0.0, 128.0], "{code:?}");
+    }
+}
+
+/// As small as any, where the lowest top is not below the numbers any more, and with a last block that is filled up.
+#[test]
+fn small_numbers_are_what_they_were() {
+    for code in codes() {
+        for scale in [1.0, 2f32.powi(-110), 2f32.powi(-119)] {
+            let width = 998;
+            let w: Vec<_> = numbers(9, width, 7)
+                .iter()
+                .map(|x| bf16::from_f32(if x.to_f32().abs() <= 1.0 { x.to_f32() * scale } else { scale }))
+                .collect();
+            let form = Compact::of(code, &w, width).expect("it saves an eighth");
+            for (row, i) in (0..9).flat_map(|row| (0..width).map(move |i| (row, i))) {
+                assert_eq!(
+                    read_back(&form, row, i),
+                    w[row * width + i].to_f32(),
+                    "{code:?}: {i} of row {row}, {scale}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_would_save_little_is_not_made() {
+    let spread: Vec<bf16> = (0..1024).map(|i| bf16::from_f32(0.5f32.powi(i % 60))).collect();
+    for code in codes() {
+        assert!(Compact::of(code, &spread, 128).is_none());
+        // Rows that end soon after the beginning of a block.
+        assert!(
+            Compact::of(code, &[bf16::ONE; 660], 66).is_none() && Compact::of(code, &[bf16::ONE; 320], 32).is_none()
+        );
+    }
+    assert!(!serves(0) && !serves(3));
+    assert!(!serves((1 << 24) - 2), "a row of zeros would not fit its header");
+}
