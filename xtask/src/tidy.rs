@@ -101,6 +101,11 @@ const INVARIANTS: &[Invariant] = &[
         check: Check::Rust(source::unsafe_listed),
     },
     Invariant {
+        name: "vectors-inlined",
+        reason: "a closure that is called and not inlined is compiled for any CPU, a call of `fmaf` for each multiply-add",
+        check: Check::Rust(source::vectors_inlined),
+    },
+    Invariant {
         name: "file-length",
         reason: "a file this long holds two things",
         check: Check::Rust(source::file_length),

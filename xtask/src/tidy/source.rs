@@ -106,6 +106,14 @@ pub(super) fn unsafe_listed(file: &Rust) -> Vec<Violation> {
     violations
 }
 
+/// What `simd` runs is `#[inline(always)]`, outside tests.
+pub(super) fn vectors_inlined(file: &Rust) -> Vec<Violation> {
+    let call = "simd(";
+    let is_inlined = |at: &usize| file.code[at + call.len()..].trim_start().starts_with("#[inline(always)]");
+    let calls = file.words(call).into_iter().filter(|at| !file.is_test(*at) && !is_inlined(at));
+    calls.map(|at| file.violation(at, "`simd` of a closure that is not `#[inline(always)]`")).collect()
+}
+
 /// At most [`TOO_LONG`] lines outside tests.
 pub(super) fn file_length(file: &Rust) -> Vec<Violation> {
     let lines = file.lines_outside_tests();
@@ -223,6 +231,22 @@ mod tests {
         assert!(check("/// # Safety\n/// `x` is aligned.\npub unsafe fn a() {}"));
         assert!(!check("// SAFETY: of another.\nb();\nlet x = unsafe { c() };"));
         assert!(!check("// SAFETY: far away.\n\nunsafe impl Send for A {}"));
+    }
+
+    #[test]
+    fn what_simd_runs_is_inlined() {
+        let inlined = "    simd(\n        // Long.\n        #[inline(always)]\n        || sum(x),\n    );\n";
+        assert_eq!(
+            lines(
+                vectors_inlined,
+                &format!("fn a() {{\n{inlined}    simd(|| sum(x));\n    b::simd(\n        sum);\n}}")
+            ),
+            [7, 8]
+        );
+        assert_eq!(
+            lines(vectors_inlined, "fn simd<R>() {}\nfn a() { no_simd(b) }\n#[test]\nfn b() { simd(|| c()) }"),
+            [0; 0]
+        );
     }
 
     #[test]
