@@ -15,7 +15,7 @@ mod eleven;
 mod tests;
 mod twelve;
 
-use super::few::Row;
+use super::{few::Row, simd::simd};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -27,9 +27,9 @@ const HEADER: usize = 4;
 /// How the exponents of a row are written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Code {
-    /// Three bits for each.
+    /// In three bits.
     Eleven,
-    /// Three bits for all but the last bit of each, and the sign.
+    /// In three bits without its last one, which like the fraction is kept, beside the sign in a fourth.
     Twelve,
 }
 
@@ -55,15 +55,15 @@ impl Code {
         }
     }
 
-    /// Bytes that a number takes in the list of those that lie elsewhere.
-    fn elsewhere(self) -> usize {
+    /// Bytes of a number in the list of those that lie elsewhere.
+    fn listed(self) -> usize {
         match self {
             Self::Eleven => 1,
-            Self::Twelve => twelve::ELSEWHERE,
+            Self::Twelve => twelve::LISTED,
         }
     }
 
-    /// How many tops a number has that need not lie elsewhere, and how many last bits of an exponent are no part of its code.
+    /// How many exponents a code can stand for, the top and those below it, each without so many of its last bits.
     fn window(self) -> (usize, u32) {
         match self {
             Self::Eleven => (usize::from(eleven::ELSEWHERE), 0),
@@ -72,7 +72,7 @@ impl Code {
     }
 
     fn row_bytes(self, width: usize, elsewhere: usize) -> usize {
-        HEADER + elsewhere * self.elsewhere() + width.div_ceil(BLOCK) * self.block()
+        HEADER + elsewhere * self.listed() + width.div_ceil(BLOCK) * self.block()
     }
 
     /// How many numbers of a row lie elsewhere.
@@ -80,7 +80,7 @@ impl Code {
         match self {
             // SAFETY: a form is made only where the CPU has the instructions.
             #[allow(unsafe_code)]
-            Self::Eleven => blocks(row).map(|bits| unsafe { eleven::avx512::elsewhere(top, &bits) }).sum(),
+            Self::Eleven => blocks(row, 0).map(|bits| unsafe { eleven::avx512::elsewhere(top, &bits) }).sum(),
             Self::Twelve => twelve::elsewhere(top, row),
         }
     }
@@ -89,8 +89,12 @@ impl Code {
     fn pack(self, top: u8, elsewhere: usize, row: &[bf16], to: &mut [u8]) {
         let (header, to) = to.split_at_mut(HEADER);
         header.copy_from_slice(&(u32::from(top) | (elsewhere as u32) << 8).to_le_bytes());
-        let (mut list, packed) = to.split_at_mut(elsewhere * self.elsewhere());
-        for ((i, bits), to) in blocks(row).enumerate().zip(packed.chunks_exact_mut(self.block())) {
+        let (mut list, packed) = to.split_at_mut(elsewhere * self.listed());
+        let padding = match self {
+            Self::Eleven => 0,
+            Self::Twelve => twelve::padding(top),
+        };
+        for ((i, bits), to) in blocks(row, padding).enumerate().zip(packed.chunks_exact_mut(self.block())) {
             let listed = match self {
                 Self::Eleven => eleven::pack(top, &bits, list, to),
                 Self::Twelve => twelve::pack(top, (i, &bits), list, to),
@@ -108,6 +112,11 @@ pub(crate) struct Compact {
     rows: Vec<u8>,
     /// The first byte of each row, and the end.
     starts: Vec<usize>,
+}
+
+/// Whether this CPU reads a form for which [`Row`] has its two halves.
+pub(super) fn reads_halves() -> bool {
+    Code::of_this_cpu() == Some(Code::Eleven)
 }
 
 /// Whether rows of so many numbers, an even number, may have a compact form.
@@ -177,9 +186,9 @@ impl Compact {
             let header = rest.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
             let (top, elsewhere) = (header as u8, (header >> 8) as usize);
             let (row, after) = rest.split_at(self.code.row_bytes(self.width, elsewhere));
-            let (list, blocks) = (elsewhere * self.code.elsewhere(), &row[HEADER..]);
+            let (list, blocks) = (elsewhere * self.code.listed(), &row[HEADER..]);
             // SAFETY: `of` makes the form only where the CPU has the instructions, a row's exponents are as many as its codes
-            // ask for, and x is as long as the blocks, as asserted.
+            // ask for, and the halves of x are as long as the blocks, as asserted.
             #[allow(unsafe_code)]
             unsafe {
                 *y = match self.code {
@@ -192,18 +201,18 @@ impl Compact {
     }
 }
 
-/// The numbers of a row's blocks, with zeros after the end.
-fn blocks(row: &[bf16]) -> impl Iterator<Item = [u16; BLOCK]> {
-    row.chunks(BLOCK).map(|numbers| {
-        let mut bits = [0; BLOCK];
+/// The numbers of a row's blocks, with `padding` after the end.
+fn blocks(row: &[bf16], padding: u16) -> impl Iterator<Item = [u16; BLOCK]> {
+    row.chunks(BLOCK).map(move |numbers| {
+        let mut bits = [padding; BLOCK];
         bits.iter_mut().zip(numbers).for_each(|(bits, x)| *bits = x.to_bits());
         bits
     })
 }
 
-/// The top with which the fewest exponents lie elsewhere, of a sample of the row.
+/// The top with which the fewest exponents of a sample lie elsewhere, no higher than the row's highest.
 fn best_top(code: Code, row: &[bf16]) -> u8 {
-    /// With it all codes mean 0 or more, and those of three bits more than 0, which a look-up tells from those elsewhere.
+    /// With it no code means less than 0, nor 0 itself in eleven bits, where a look-up takes it for one that lies elsewhere.
     const LOWEST: usize = 7;
     /// Numbers that are looked at.
     const SAMPLE: usize = 128;
@@ -213,9 +222,14 @@ fn best_top(code: Code, row: &[bf16]) -> u8 {
         counts[usize::from((x.to_bits() >> 7 & 0xFF) >> left_out)] += 1;
     }
     let window = |top: usize| counts[top + 1 - codes..=top].iter().sum::<u32>();
-    // A top below the lowest number but zero, or above the highest, has none of them.
+    // A top below the lowest number but zero has none of them.
     let lowest = counts.iter().skip(1).position(|n| *n > 0).unwrap_or(0).max(LOWEST);
-    let highest = counts.iter().rposition(|n| *n > 0).unwrap_or(0).max(lowest);
-    // Of equals the highest: what a sample misses among large numbers is in the window then.
+    let mut magnitude = 0;
+    simd(
+        #[inline(always)]
+        || magnitude = row.iter().fold(0, |highest, x| highest.max(x.to_bits() & 0x7FFF)),
+    );
+    let highest = usize::from(magnitude >> 7 >> left_out).max(lowest);
+    // Of equals the highest: what a sample misses is among the largest numbers.
     (lowest..=highest).max_by_key(|top| window(*top)).unwrap_or(highest) as u8
 }

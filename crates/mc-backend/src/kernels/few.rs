@@ -9,7 +9,7 @@
 
 use super::{
     Shared,
-    compact::{BLOCK, Code, Compact},
+    compact::{self, BLOCK, Compact},
     operand::Matrix,
     simd::{Element, dot, simd},
 };
@@ -144,7 +144,7 @@ fn plain<T: Element>(w: &[T], x: &[f32], y: &mut [f32]) {
 /// As [`plain`], for `bf16`: in the order of the compact form that this CPU reads.
 fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if Code::of_this_cpu() == Some(Code::Eleven) {
+    if compact::reads_halves() {
         for (y, w) in y.iter_mut().zip(w.chunks_exact(x.x.len())) {
             // SAFETY: the CPU has AVX-512, and the halves are those of as many numbers as there are in w.
             #[allow(unsafe_code)]

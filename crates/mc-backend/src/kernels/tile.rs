@@ -518,14 +518,23 @@ mod tests {
             };
             (0..50).map(time).min().unwrap_or_default()
         };
-        // As many products, in one long sum.
-        let dot = least(&mut || {
-            let sum = simd(
-                #[inline(always)]
-                || crate::kernels::simd::dot(&x, &x),
-            );
-            assert!(sum > 0.0);
-        });
+        // As many products, in one long sum, compiled for the CPU without what is tested.
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        fn squares(x: &[f32]) -> f32 {
+            crate::kernels::simd::dot(x, x)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        fn squares(x: &[f32]) -> f32 {
+            crate::kernels::simd::dot(x, x)
+        }
+        #[cfg(target_arch = "x86_64")]
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return;
+        }
+        // SAFETY: the CPU has the instructions that the function is compiled for, if it is for any.
+        #[allow(unsafe_code, unused_unsafe)]
+        let dot = least(&mut || assert!(unsafe { squares(&x) } > 0.0));
         // SAFETY: A, B and C are whole tiles.
         #[allow(unsafe_code)]
         let tile = least(&mut || unsafe { portable(Arithmetic::F32, 1, (rows, LANES), place) });

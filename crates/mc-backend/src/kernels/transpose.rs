@@ -305,13 +305,17 @@ mod tests {
     fn what_is_out_of_bounds_is_refused() {
         let fails = |f: &dyn Fn() -> bool| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
         let (x, halves) = ([0.5f32; 16 * 20], [bf16::ONE; 16 * 20]);
-        if columns(&x[..16 * 17 - 1], 17, &mut [[0; LANES]; LANES]) {
+        let done = columns(&x[..16 * 17 - 1], 17, &mut [[0; LANES]; LANES]);
+        assert_eq!(done, has_avx512() || is_x86_feature_detected!("avx2"));
+        if done {
             for stride in [17, usize::MAX / 15 + 2, usize::MAX] {
                 assert!(fails(&|| columns(&x[..16 * 17 - 2], stride, &mut [[0; LANES]; LANES])), "{stride}");
             }
             assert!(fails(&|| columns(&x, 17, &mut [[0; LANES]; 3])), "part of a square");
         }
-        if pairs(&halves[..3 * 17 + 16], 17, &mut [[0; LANES]; 2]) {
+        let done = pairs(&halves[..3 * 17 + 16], 17, &mut [[0; LANES]; 2]);
+        assert_eq!(done, has_avx512());
+        if done {
             for stride in [17, usize::MAX / 15 + 2, usize::MAX] {
                 assert!(fails(&|| rounded_pairs(&x[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");
                 assert!(fails(&|| pairs(&halves[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");

@@ -1,6 +1,6 @@
 //! Each form that this CPU reads, also one that it would not choose.
 
-use super::*;
+use super::{super::simd::dot, *};
 
 fn codes() -> impl Iterator<Item = Code> {
     [Code::Eleven, Code::Twelve].into_iter().filter(|code| code.is_read())
@@ -23,13 +23,19 @@ fn numbers(rows: usize, width: usize, seed: usize) -> Vec<bf16> {
     (0..rows * width).map(number).collect()
 }
 
-/// The first products of rows with x, which is padded with something that must not be read.
-fn products<const N: usize>(form: &Compact, first: usize, x: &[f32]) -> [f32; N] {
-    let half = form.width.next_multiple_of(BLOCK) / 2;
+/// The even numbers of x and its odd ones, as [`Row`] has them.
+fn halves(x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let half = x.len().next_multiple_of(BLOCK) / 2;
     let (mut even, mut odd) = (vec![0f32; half], vec![0f32; half]);
     for (pair, (even, odd)) in x.chunks(2).zip(even.iter_mut().zip(&mut odd)) {
         (*even, *odd) = (pair[0], pair[1]);
     }
+    (even, odd)
+}
+
+/// The first products of rows with x, which is padded with something that must not be read.
+fn products<const N: usize>(form: &Compact, first: usize, x: &[f32]) -> [f32; N] {
+    let (even, odd) = halves(x);
     let mut y = [f32::NAN; N];
     let x: Vec<f32> = x.iter().copied().chain([f32::NAN; BLOCK]).collect();
     form.dots(first, Row { x: &x, even: &even, odd: &odd }, &mut y);
@@ -48,12 +54,12 @@ fn read_back(form: &Compact, row: usize, only: usize) -> f32 {
 fn every_number_is_what_it_was() {
     for code in codes() {
         let mut far = 0;
-        for (rows, width) in [(3, 64), (5, 250), (2, 576), (600, 128), (40, 896), (20, 1022)] {
+        for (rows, width) in [(3, 64), (40, 60), (5, 250), (2, 576), (600, 128), (40, 896), (20, 1022)] {
             let mut w = numbers(rows, width, rows * width);
             // An infinite number makes NaN of the zeros that unit vectors have beside their one.
             w.iter_mut().filter(|x| x.is_infinite()).for_each(|x| *x = bf16::MIN);
             let form = Compact::of(code, &w, width).expect("it saves an eighth");
-            far += (form.starts[rows] - rows * code.row_bytes(width, 0)) / code.elsewhere();
+            far += (form.starts[rows] - rows * code.row_bytes(width, 0)) / code.listed();
             for row in 0..rows {
                 for i in 0..width {
                     // Sums begin at 0, which a zero of either sign leaves as it is.
@@ -69,6 +75,43 @@ fn every_number_is_what_it_was() {
     }
 }
 
+/// Sums run as those of the matrix as it lies, bit for bit. (Those of eleven bits are compared where products of a few rows are: a
+/// CPU that reads them chooses them.)
+#[test]
+fn products_of_twelve_bits_are_those_of_the_rows_as_they_lie() {
+    for (rows, width) in [(40, 60), (9, 128), (9, 250), (9, 1022)] {
+        let w: Vec<_> = numbers(rows, width, 5).iter().map(|x| bf16::from_f32(x.to_f32().clamp(-1.0, 1.0))).collect();
+        let x: Vec<f32> = numbers(1, width, 77).iter().map(|x| x.to_f32().clamp(-3.0, 3.0)).collect();
+        let code = Code::Twelve;
+        let Some(form) = code.is_read().then(|| Compact::of(code, &w, width).expect("it saves an eighth")) else {
+            return;
+        };
+        for (i, w) in w.chunks_exact(width).enumerate() {
+            let [y] = products(&form, i, &x);
+            assert_eq!(y.to_bits(), dot(w, &x).to_bits(), "row {i} of {rows} x {width}");
+        }
+    }
+}
+
+/// Of normally distributed rows, wherever their spread lies between two exponents, hardly a number lies elsewhere.
+#[test]
+fn few_numbers_lie_elsewhere() {
+    let (rows, width) = (200, 576);
+    let spread =
+        mc_testkit::random(3, (rows, width), candle_core::DType::F32).flatten_all().and_then(|x| x.to_vec1::<f32>());
+    let spread = spread.expect("numbers");
+    for (code, scale) in codes().flat_map(|code| [1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4].map(|scale| (code, scale))) {
+        let w: Vec<_> = spread.iter().map(|x| bf16::from_f32(x * scale)).collect();
+        let form = Compact::of(code, &w, width).expect("it saves an eighth");
+        let elsewhere = (form.starts[rows] - rows * code.row_bytes(width, 0)) / code.listed();
+        let most = match code {
+            Code::Eleven => rows * width / 25,
+            Code::Twelve => rows * width / 5000,
+        };
+        assert!(elsewhere <= most, "{code:?}: {elsewhere} of {} at a spread of {scale}", rows * width);
+    }
+}
+
 #[test]
 fn infinity_and_what_is_no_number_stay() {
     for code in codes() {
@@ -76,7 +119,7 @@ fn infinity_and_what_is_no_number_stay() {
         w[256 * 3 + 5] = bf16::NEG_INFINITY;
         w[256 * 4 + 200] = bf16::NAN;
         let form = Compact::of(code, &w, 256).expect("two exponents lie elsewhere");
-        assert_eq!(form.starts[20], 20 * code.row_bytes(256, 0) + 2 * code.elsewhere());
+        assert_eq!(form.starts[20], 20 * code.row_bytes(256, 0) + 2 * code.listed());
         let y: [f32; 6] = products(&form, 0, &[1.0; 256]);
         assert_eq!((&y[..4], y[4].is_nan(), y[5]), (&[256.0, 256.0, 256.0, f32::NEG_INFINITY][..], true, 256.0));
     }
@@ -117,6 +160,23 @@ fn small_numbers_are_what_they_were() {
                 );
             }
         }
+    }
+}
+
+/// The last place of the widest row stands in its list.
+#[test]
+fn the_widest_row() {
+    for code in codes() {
+        let width = (1 << 24) - BLOCK;
+        let mut w = vec![bf16::ONE; width];
+        w[width - 1] = bf16::from_f32(1e-30);
+        let form = Compact::of(code, &w, width).expect("it saves an eighth");
+        assert_eq!(form.starts[1], code.row_bytes(width, 1));
+        assert_eq!(
+            (read_back(&form, 0, width - 1), read_back(&form, 0, width - 2)),
+            (w[width - 1].to_f32(), 1.0),
+            "{code:?}"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! The code of four bits: a number is the low byte of its sixteen bits, and half a byte for the high one, that is its sign
 //! and how far the upper seven bits of its exponent lie below the row's top, 0 to 7. So a row spans a factor of 2¹⁵ at least, and
-//! one look-up gives the high byte. Of normally distributed numbers one in ten thousand lies elsewhere; it stands in the row's
-//! list with its place, three bytes above its high byte, in the order of places.
+//! one look-up gives the high byte. Of normally distributed numbers fewer than one in five thousand lie elsewhere; such a one stands in
+//! the row's list with its place, three bytes above its high byte, in the order of places.
 //!
 //! A block is 64 low bytes, then 32 bytes of codes: those of the first 32 numbers in the lower halves, the others in the upper.
 //! Of each 32 the numbers come in runs of four: the first four of each eight, then the second four, which is how bytes and then
@@ -13,9 +13,9 @@ use half::bf16;
 
 /// Bytes of a block.
 pub(super) const BYTES: usize = BLOCK + BLOCK / 2;
-/// Bytes of a number that lies elsewhere.
-pub(super) const ELSEWHERE: usize = 4;
-/// How many codes there are beside the sign.
+/// Bytes of a number in the list.
+pub(super) const LISTED: usize = 4;
+/// How many codes there are beside the sign, whose bit is this one.
 pub(super) const CODES: usize = 8;
 /// Which number of a block each of its bytes is of.
 const ORDER: [usize; BLOCK] = {
@@ -47,15 +47,19 @@ fn is_elsewhere(top: u8, bits: u16) -> bool {
     usize::from(below(top, bits)) >= CODES
 }
 
-/// How many numbers of a row lie elsewhere, with the zeros that fill its last block.
+/// What fills the last block of a row, and does not lie elsewhere: it is never read.
+pub(super) fn padding(top: u8) -> u16 {
+    u16::from(top) << 8
+}
+
+/// How many numbers of a row lie elsewhere.
 pub(super) fn elsewhere(top: u8, row: &[bf16]) -> usize {
-    let zeros = row.len().next_multiple_of(BLOCK) - row.len();
     let mut count = 0u32;
     simd(
         #[inline(always)]
         || row.iter().for_each(|x| count += u32::from(is_elsewhere(top, x.to_bits()))),
     );
-    count as usize + if is_elsewhere(top, 0) { zeros } else { 0 }
+    count as usize
 }
 
 /// Writes block i of a row, and to the list what lies elsewhere; returns how many bytes of it that is.
@@ -69,7 +73,7 @@ pub(super) fn pack(top: u8, (i, bits): (usize, &[u16; BLOCK]), list: &mut [u8], 
             low.iter_mut().zip(&ordered).for_each(|(low, bits)| *low = *bits as u8);
             let (first, second) = ordered.split_at(BLOCK / 2);
             for ((to, first), second) in codes.iter_mut().zip(first).zip(second) {
-                let code = |bits: u16| (bits >> 12 & 8) as u8 | below(top, bits) & 7;
+                let code = |bits: u16| (bits >> 12) as u8 & CODES as u8 | below(top, bits) % CODES as u8;
                 *to = code(*first) | code(*second) << 4;
             }
             any = ordered.iter().fold(false, |any, bits| any | is_elsewhere(top, *bits));
@@ -82,7 +86,7 @@ pub(super) fn pack(top: u8, (i, bits): (usize, &[u16; BLOCK]), list: &mut [u8], 
     let mut listed = 0;
     for ((at, bits), to) in found.zip(list.as_chunks_mut().0) {
         *to = (((i * BLOCK + at) as u32) << 8 | u32::from(bits >> 8)).to_le_bytes();
-        listed += ELSEWHERE;
+        listed += LISTED;
     }
     listed
 }
@@ -92,7 +96,7 @@ pub(super) mod avx2 {
     //! The dot product in AVX2, in the order of [`simd::dot`].
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use super::{super::BLOCK, BYTES, CODES, ELSEWHERE, ORDER};
+    use super::{super::BLOCK, BYTES, CODES, LISTED, ORDER};
     use crate::kernels::{
         simd::{self, UNROLL},
         tile::LANES,
@@ -101,7 +105,7 @@ pub(super) mod avx2 {
     use std::arch::x86_64::*;
 
     /// What is listed of a row, from its next number on.
-    struct List<'a>(&'a [[u8; ELSEWHERE]]);
+    struct List<'a>(&'a [[u8; LISTED]]);
 
     impl List<'_> {
         /// The block of the next number; past all blocks if there is none.
@@ -172,7 +176,7 @@ pub(super) mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn table(top: u8) -> __m256i {
-        let code = |i: usize| ((i & CODES) << 4) as u8 | top.wrapping_sub((i % CODES) as u8) & 0x7F;
+        let code = |i: usize| ((i & CODES) << 4) as u8 | (top - (i % CODES) as u8);
         let table: [u8; 16] = std::array::from_fn(code);
         _mm256_broadcastsi128_si256(bytemuck::cast(table))
     }
