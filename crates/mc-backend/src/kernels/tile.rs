@@ -503,6 +503,11 @@ mod tests {
     /// numbers would be the same.
     #[test]
     fn the_portable_tile_is_compiled_for_this_cpu() {
+        /// As many products, in one long sum, compiled for the CPU without what is tested.
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+        fn squares(x: &[f32]) -> f32 {
+            crate::kernels::simd::dot(x, x)
+        }
         let (rows, depth) = (ROWS, 1024);
         let x: Vec<f32> = (0..rows * LANES * depth).map(|i| (i % 89) as f32).collect();
         let units: &[u32] = bytemuck::cast_slice(&x);
@@ -518,16 +523,6 @@ mod tests {
             };
             (0..50).map(time).min().unwrap_or_default()
         };
-        // As many products, in one long sum, compiled for the CPU without what is tested.
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
-        fn squares(x: &[f32]) -> f32 {
-            crate::kernels::simd::dot(x, x)
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        fn squares(x: &[f32]) -> f32 {
-            crate::kernels::simd::dot(x, x)
-        }
         #[cfg(target_arch = "x86_64")]
         if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
             return;
