@@ -73,7 +73,7 @@ pub(super) fn pack(top: u8, (i, bits): (usize, &[u16; BLOCK]), list: &mut [u8], 
             low.iter_mut().zip(&ordered).for_each(|(low, bits)| *low = *bits as u8);
             let (first, second) = ordered.split_at(BLOCK / 2);
             for ((to, first), second) in codes.iter_mut().zip(first).zip(second) {
-                let code = |bits: u16| (bits >> 12) as u8 & CODES as u8 | below(top, bits) % CODES as u8;
+                let code = |bits: u16| ((bits >> 12) as u8 & CODES as u8) | (below(top, bits) % CODES as u8);
                 *to = code(*first) | code(*second) << 4;
             }
             any = ordered.iter().fold(false, |any, bits| any | is_elsewhere(top, *bits));
