@@ -13,6 +13,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/mc-backend/src/kernels/compact/twelve.rs",
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/fp16.rs",
+    "crates/mc-backend/src/kernels/halves.rs",
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/search.rs",
     "crates/mc-backend/src/kernels/tall.rs",

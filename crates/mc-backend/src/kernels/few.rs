@@ -10,6 +10,7 @@
 use super::{
     Shared,
     compact::{self, BLOCK, Compact},
+    halves,
     operand::Matrix,
     simd::{Element, dot, simd},
 };
@@ -112,7 +113,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             match (factor.w.elements, factor.compact) {
                 (_, Some(w)) => w.dots(range.start, x, y),
                 (Elements::F32(w), _) => plain(&w[range.start * k..], x.x, y),
-                (Elements::F16(w), _) => plain(&w[range.start * k..], x.x, y),
+                (Elements::F16(w), _) => halves::dots(&w[range.start * k..], x.x, y),
                 (Elements::BF16(w), _) => widened(&w[range.start * k..], x, y),
             }
             if let Some(bias) = factor.bias {

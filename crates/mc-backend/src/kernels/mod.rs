@@ -7,6 +7,7 @@ pub(crate) mod attention;
 pub(crate) mod compact;
 pub(crate) mod few;
 pub(crate) mod fp16;
+pub(crate) mod halves;
 pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod scratch;

@@ -4,7 +4,10 @@
 //! the cache, for every query, and each block keeps only its best, so nothing is sorted but what may be returned.
 //! Knows nothing of files, of what the rows stand for, or of their lengths: whoever wants cosines normalises.
 
-use super::simd::{Element, dot, simd};
+use super::{
+    halves,
+    simd::{dot, simd},
+};
 use crate::kernels;
 use candle_core::{Result, Tensor, bail};
 use half::f16;
@@ -171,7 +174,7 @@ impl Vectors<'_> {
         let numbers = rows.start * width..rows.end * width;
         match self {
             Self::F32(x) => plain(&x[numbers], query.numbers, scores),
-            Self::F16(x) => halves(&x[numbers], query.numbers, scores),
+            Self::F16(x) => halves::dots(&x[numbers], query.numbers, scores),
             Self::Int8 { codes, scales } => {
                 bytes(&codes[numbers], &query.codes, scores);
                 for (score, scale) in scores.iter_mut().zip(&scales[rows]) {
@@ -264,7 +267,7 @@ fn of_unit(vectors: Vectors, rows: Range<usize>, queries: &[Query], k: usize) ->
 }
 
 /// Dot products of rows with a query.
-fn plain<T: Element>(x: &[T], query: &[f32], scores: &mut [f32]) {
+fn plain(x: &[f32], query: &[f32], scores: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
@@ -275,20 +278,6 @@ fn plain<T: Element>(x: &[T], query: &[f32], scores: &mut [f32]) {
     );
 }
 
-/// As [`plain`], bit for bit.
-fn halves(x: &[f16], query: &[f32], scores: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the CPU has AVX-512.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::halves(x, query, scores);
-        }
-        return;
-    }
-    plain(x, query, scores);
-}
-
 /// Dot products of codes, less what stands for 0, with those of a query; exact before they become `f32`.
 fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
@@ -297,6 +286,15 @@ fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
         #[allow(unsafe_code)]
         unsafe {
             avx512::bytes(codes, query, scores);
+        }
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has AVX2.
+        #[allow(unsafe_code)]
+        unsafe {
+            avx2::bytes(codes, query, scores);
         }
         return;
     }
@@ -322,55 +320,11 @@ fn sum(query: &[i8]) -> i32 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    //! The dot products in AVX-512.
+    //! Sums of bytes in AVX-512.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use super::{super::simd::total, Element, ZERO, f16, sum};
+    use super::{ZERO, sum};
     use std::arch::x86_64::*;
-
-    /// Vectors at a time, so that sums do not wait for each other.
-    const STEP: usize = 4;
-
-    /// Sums run as in [`super::dot`], so that results are the same bit for bit.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn halves(x: &[f16], query: &[f32], scores: &mut [f32]) {
-        const LANES: usize = 16;
-        for (score, x) in scores.iter_mut().zip(x.chunks_exact(query.len())) {
-            let mut sums = [_mm512_setzero_ps(); STEP];
-            let (mut cx, mut cq) = (x.chunks_exact(LANES * STEP), query.chunks_exact(LANES * STEP));
-            for (x, q) in (&mut cx).zip(&mut cq) {
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: a chunk is `STEP` vectors.
-                    unsafe {
-                        let x = _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().add(i * LANES).cast()));
-                        *sum = _mm512_fmadd_ps(x, _mm512_loadu_ps(q.as_ptr().add(i * LANES)), *sum);
-                    }
-                }
-            }
-            let mut sum = _mm512_setzero_ps();
-            for s in sums {
-                sum = _mm512_add_ps(sum, s);
-            }
-            let (mut cx, mut cq) = (cx.remainder().chunks_exact(LANES), cq.remainder().chunks_exact(LANES));
-            for (x, q) in (&mut cx).zip(&mut cq) {
-                // SAFETY: a chunk is one vector.
-                unsafe {
-                    let x = _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()));
-                    sum = _mm512_fmadd_ps(x, _mm512_loadu_ps(q.as_ptr()), sum);
-                }
-            }
-            let mut lanes = [0f32; LANES];
-            // SAFETY: the lanes are one vector.
-            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) }
-            for ((lane, x), q) in lanes.iter_mut().zip(cx.remainder()).zip(cq.remainder()) {
-                *lane = x.widen().mul_add(*q, *lane);
-            }
-            *score = total(lanes);
-        }
-    }
 
     /// Four products of a byte with a code are summed at once; what stands for 0 is taken off the whole sum.
     ///
@@ -401,6 +355,46 @@ mod avx512 {
                 }
             }
             *score = (_mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1])) - offset) as f32;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    //! Sums of bytes in AVX2.
+    #![allow(unsafe_code, clippy::wildcard_imports)]
+
+    use super::{ZERO, sum};
+    use std::arch::x86_64::*;
+
+    const LANES: usize = 32;
+
+    /// Of 32 codes the even ones and the odd ones are multiplied in sixteen bits each, exactly, and two products summed at once: the
+    /// instruction that multiplies bytes cuts its sums off.
+    ///
+    /// # Safety
+    /// The CPU has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
+        let offset = i32::from(ZERO) * sum(query);
+        let (whole, rest) = query.as_chunks::<LANES>();
+        let half =
+            |q: &[i8; LANES], odd: usize| -> [i16; LANES / 2] { std::array::from_fn(|i| i16::from(q[2 * i + odd])) };
+        let whole: Vec<[__m256i; 2]> =
+            whole.iter().map(|q| [bytemuck::cast(half(q, 0)), bytemuck::cast(half(q, 1))]).collect();
+        for (score, codes) in scores.iter_mut().zip(codes.chunks_exact(query.len())) {
+            let (codes, last) = codes.as_chunks::<LANES>();
+            let mut sums = [_mm256_setzero_si256(); 2];
+            for (codes, [even, odd]) in codes.iter().zip(&whole) {
+                // SAFETY: as many bytes as a vector.
+                let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
+                let (first, second) = (_mm256_and_si256(codes, _mm256_set1_epi16(0xFF)), _mm256_srli_epi16::<8>(codes));
+                sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(first, *even));
+                sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(second, *odd));
+            }
+            let lanes: [i32; LANES / 4] = bytemuck::cast(_mm256_add_epi32(sums[0], sums[1]));
+            let last = last.iter().zip(rest).map(|(c, q)| i32::from(*c) * i32::from(*q));
+            *score = (lanes.into_iter().chain(last).sum::<i32>() - offset) as f32;
         }
     }
 }

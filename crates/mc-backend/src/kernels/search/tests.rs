@@ -106,12 +106,7 @@ proptest! {
     fn chosen_kernels_equal_the_portable_ones(rows in 0usize..9, width in 1usize..300, seed: u64) {
         let x = noise(rows * width, seed);
         let query = noise(width, !seed);
-        let halves_of: Vec<_> = x.iter().map(|x| f16::from_f32(*x)).collect();
         let (mut chosen, mut portable) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
-        halves(&halves_of, &query, &mut chosen);
-        plain(&halves_of, &query, &mut portable);
-        prop_assert_eq!(&chosen, &portable);
-
         // Any bytes, the extremes as well.
         let codes: Vec<u8> = x.iter().map(|x| (x * 200.0).clamp(-128.0, 127.0) as i8 as u8).collect();
         let query: Vec<i8> = query.iter().map(|x| (x * 200.0).clamp(-127.0, 127.0) as i8).collect();
