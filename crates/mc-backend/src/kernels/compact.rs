@@ -8,7 +8,7 @@
 //!
 //! How codes are written is up to the CPU ([`Code`]): [`eleven`] needs AVX-512 that moves bytes, [`twelve`] AVX2. Common to both is the
 //! row: its top in a byte, in three how many numbers lie elsewhere, what is said of those, then blocks of 64 numbers, the last one
-//! filled with zeros. All rows are one stream of bytes, as memory likes it.
+//! filled up. All rows are one stream of bytes, as memory likes it.
 
 mod eleven;
 #[cfg(test)]
@@ -29,7 +29,7 @@ const HEADER: usize = 4;
 pub(crate) enum Code {
     /// In three bits.
     Eleven,
-    /// In three bits without its last one, which like the fraction is kept, beside the sign in a fourth.
+    /// In three bits, and the sign in a fourth; the last bit of an exponent stays beside its fraction.
     Twelve,
 }
 
@@ -63,11 +63,19 @@ impl Code {
         }
     }
 
-    /// How many exponents a code can stand for, the top and those below it, each without so many of its last bits.
+    /// How many values codes stand for, from the top down, and how many last bits of an exponent are no part of such a value.
     fn window(self) -> (usize, u32) {
         match self {
             Self::Eleven => (usize::from(eleven::ELSEWHERE), 0),
             Self::Twelve => (twelve::CODES, 1),
+        }
+    }
+
+    /// What fills the last block of a row. In eleven bits it is multiplied, with zeros of x: a number of the top may be infinite.
+    fn padding(self, top: u8) -> u16 {
+        match self {
+            Self::Eleven => 0,
+            Self::Twelve => u16::from(top) << 8,
         }
     }
 
@@ -78,9 +86,7 @@ impl Code {
     /// How many numbers of a row lie elsewhere.
     fn count(self, top: u8, row: &[bf16]) -> usize {
         match self {
-            // SAFETY: a form is made only where the CPU has the instructions.
-            #[allow(unsafe_code)]
-            Self::Eleven => blocks(row, 0).map(|bits| unsafe { eleven::avx512::elsewhere(top, &bits) }).sum(),
+            Self::Eleven => blocks(row, self.padding(top)).map(|bits| eleven::elsewhere(top, &bits)).sum(),
             Self::Twelve => twelve::elsewhere(top, row),
         }
     }
@@ -90,17 +96,14 @@ impl Code {
         let (header, to) = to.split_at_mut(HEADER);
         header.copy_from_slice(&(u32::from(top) | (elsewhere as u32) << 8).to_le_bytes());
         let (mut list, packed) = to.split_at_mut(elsewhere * self.listed());
-        let padding = match self {
-            Self::Eleven => 0,
-            Self::Twelve => twelve::padding(top),
-        };
-        for ((i, bits), to) in blocks(row, padding).enumerate().zip(packed.chunks_exact_mut(self.block())) {
+        for ((i, bits), to) in blocks(row, self.padding(top)).enumerate().zip(packed.chunks_exact_mut(self.block())) {
             let listed = match self {
                 Self::Eleven => eleven::pack(top, &bits, list, to),
                 Self::Twelve => twelve::pack(top, (i, &bits), list, to),
             };
             list = &mut std::mem::take(&mut list)[listed..];
         }
+        debug_assert!(list.is_empty(), "fewer numbers lie elsewhere than were counted");
     }
 }
 
@@ -114,8 +117,9 @@ pub(crate) struct Compact {
     starts: Vec<usize>,
 }
 
-/// Whether this CPU reads a form for which [`Row`] has its two halves.
-pub(super) fn reads_halves() -> bool {
+/// Whether sums run over the even and the odd numbers of a [`Row`] by themselves.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn reads_even_and_odd() -> bool {
     Code::of_this_cpu() == Some(Code::Eleven)
 }
 
@@ -210,7 +214,7 @@ fn blocks(row: &[bf16], padding: u16) -> impl Iterator<Item = [u16; BLOCK]> {
     })
 }
 
-/// The top with which the fewest exponents of a sample lie elsewhere, no higher than the row's highest.
+/// The top with which the fewest exponents of a sample lie elsewhere.
 fn best_top(code: Code, row: &[bf16]) -> u8 {
     /// With it no code means less than 0, nor 0 itself in eleven bits, where a look-up takes it for one that lies elsewhere.
     const LOWEST: usize = 7;
@@ -229,7 +233,9 @@ fn best_top(code: Code, row: &[bf16]) -> u8 {
         #[inline(always)]
         || magnitude = row.iter().fold(0, |highest, x| highest.max(x.to_bits() & 0x7FFF)),
     );
-    let highest = usize::from(magnitude >> 7 >> left_out).max(lowest);
-    // Of equals the highest: what a sample misses is among the largest numbers.
+    // The row's highest may be above the sample's; if it is far above, it is one of few.
+    let sampled = counts.iter().rposition(|n| *n > 0).unwrap_or(0);
+    let highest = usize::from(magnitude >> 7 >> left_out).min(sampled + 1).max(lowest);
+    // Of equals the highest, as it loses nothing of the sample.
     (lowest..=highest).max_by_key(|top| window(*top)).unwrap_or(highest) as u8
 }

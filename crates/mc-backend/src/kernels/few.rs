@@ -9,10 +9,10 @@
 
 use super::{
     Shared,
-    compact::{self, BLOCK, Compact},
+    compact::{BLOCK, Compact},
     halves,
     operand::Matrix,
-    simd::{Element, dot, simd},
+    simd::row_dots,
 };
 use crate::weight::Elements;
 use half::bf16;
@@ -112,7 +112,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             let x = input.row(i);
             match (factor.w.elements, factor.compact) {
                 (_, Some(w)) => w.dots(range.start, x, y),
-                (Elements::F32(w), _) => plain(&w[range.start * k..], x.x, y),
+                (Elements::F32(w), _) => row_dots(&w[range.start * k..], x.x, y),
                 (Elements::F16(w), _) => halves::dots(&w[range.start * k..], x.x, y),
                 (Elements::BF16(w), _) => widened(&w[range.start * k..], x, y),
             }
@@ -130,22 +130,10 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
     if let [only] = &units[..] { run(only) } else { units.par_iter().with_max_len(AT_ONCE).for_each(run) }
 }
 
-/// Dot products of x with the first rows of `w`.
-fn plain<T: Element>(w: &[T], x: &[f32], y: &mut [f32]) {
-    simd(
-        #[inline(always)]
-        || {
-            for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
-                *y = dot(w, x);
-            }
-        },
-    );
-}
-
-/// As [`plain`], for `bf16`: in the order of the compact form that this CPU reads.
+/// Dot products of x with the first rows of `w`, in the order of the compact form that this CPU reads.
 fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if compact::reads_halves() {
+    if super::compact::reads_even_and_odd() {
         for (y, w) in y.iter_mut().zip(w.chunks_exact(x.x.len())) {
             // SAFETY: the CPU has AVX-512, and the halves are those of as many numbers as there are in w.
             #[allow(unsafe_code)]
@@ -155,7 +143,7 @@ fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
         }
         return;
     }
-    plain(w, x.x, y);
+    row_dots(w, x.x, y);
 }
 
 #[cfg(target_arch = "x86_64")]

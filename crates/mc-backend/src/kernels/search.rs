@@ -6,7 +6,7 @@
 
 use super::{
     halves,
-    simd::{dot, simd},
+    simd::{row_dots, simd},
 };
 use crate::kernels;
 use candle_core::{Result, Tensor, bail};
@@ -173,7 +173,7 @@ impl Vectors<'_> {
         let width = query.numbers.len();
         let numbers = rows.start * width..rows.end * width;
         match self {
-            Self::F32(x) => plain(&x[numbers], query.numbers, scores),
+            Self::F32(x) => row_dots(&x[numbers], query.numbers, scores),
             Self::F16(x) => halves::dots(&x[numbers], query.numbers, scores),
             Self::Int8 { codes, scales } => {
                 bytes(&codes[numbers], &query.codes, scores);
@@ -266,20 +266,15 @@ fn of_unit(vectors: Vectors, rows: Range<usize>, queries: &[Query], k: usize) ->
     best
 }
 
-/// Dot products of rows with a query.
-fn plain(x: &[f32], query: &[f32], scores: &mut [f32]) {
-    simd(
-        #[inline(always)]
-        || {
-            for (score, x) in scores.iter_mut().zip(x.chunks_exact(query.len())) {
-                *score = dot(x, query);
-            }
-        },
-    );
-}
-
 /// Dot products of codes, less what stands for 0, with those of a query; exact before they become `f32`.
 fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
+    if !bytes_avx512(codes, query, scores) && !bytes_avx2(codes, query, scores) {
+        plain_bytes(codes, query, scores);
+    }
+}
+
+/// In AVX-512, if this CPU has it; whether it was done.
+fn bytes_avx512(codes: &[u8], query: &[i8], scores: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: the CPU has these instructions, which stand on AVX-512.
@@ -287,8 +282,14 @@ fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
         unsafe {
             avx512::bytes(codes, query, scores);
         }
-        return;
+        return true;
     }
+    let _ = (codes, query, scores);
+    false
+}
+
+/// As [`bytes_avx512`], in AVX2.
+fn bytes_avx2(codes: &[u8], query: &[i8], scores: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU has AVX2.
@@ -296,9 +297,10 @@ fn bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {
         unsafe {
             avx2::bytes(codes, query, scores);
         }
-        return;
+        return true;
     }
-    plain_bytes(codes, query, scores);
+    let _ = (codes, query, scores);
+    false
 }
 
 fn plain_bytes(codes: &[u8], query: &[i8], scores: &mut [f32]) {

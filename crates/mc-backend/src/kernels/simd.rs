@@ -145,6 +145,18 @@ pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
     finish(sums, ca.remainder(), cb.remainder())
 }
 
+/// The dot products of rows, one after the other, with x.
+pub(crate) fn row_dots<T: Element>(rows: &[T], x: &[f32], out: &mut [f32]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len())) {
+                *out = dot(row, x);
+            }
+        },
+    );
+}
+
 /// The end of [`dot`]: all of its sums, and the products of what is left.
 #[inline(always)]
 pub(crate) fn finish<T: Element>(sums: [[f32; LANES]; UNROLL], a: &[T], b: &[f32]) -> f32 {

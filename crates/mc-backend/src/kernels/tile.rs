@@ -503,10 +503,14 @@ mod tests {
     /// numbers would be the same.
     #[test]
     fn the_portable_tile_is_compiled_for_this_cpu() {
-        /// As many products, in one long sum, compiled for the CPU without what is tested.
+        /// As many products, in one long sum, compiled for the CPU without [`simd`].
         #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
         fn squares(x: &[f32]) -> f32 {
             crate::kernels::simd::dot(x, x)
+        }
+        #[cfg(target_arch = "x86_64")]
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return;
         }
         let (rows, depth) = (ROWS, 1024);
         let x: Vec<f32> = (0..rows * LANES * depth).map(|i| (i % 89) as f32).collect();
@@ -523,10 +527,6 @@ mod tests {
             };
             (0..50).map(time).min().unwrap_or_default()
         };
-        #[cfg(target_arch = "x86_64")]
-        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-            return;
-        }
         // SAFETY: the CPU has the instructions that the function is compiled for, if it is for any.
         #[allow(unsafe_code, unused_unsafe)]
         let dot = least(&mut || assert!(unsafe { squares(&x) } > 0.0));

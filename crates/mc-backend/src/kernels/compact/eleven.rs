@@ -26,6 +26,15 @@ pub(super) fn is_read() -> bool {
     has
 }
 
+/// How many exponents of a block lie elsewhere.
+pub(super) fn elsewhere(top: u8, bits: &[u16; BLOCK]) -> usize {
+    // SAFETY: a form is made only where the CPU has the instructions.
+    #[allow(unsafe_code)]
+    unsafe {
+        avx512::elsewhere(top, bits)
+    }
+}
+
 /// Writes a block, and to the list the exponents that lie elsewhere; returns how many bytes of it those are.
 pub(super) fn pack(top: u8, bits: &[u16; BLOCK], list: &mut [u8], to: &mut [u8]) -> usize {
     let Some(to) = to.first_chunk_mut() else { return 0 };
@@ -106,7 +115,7 @@ pub(super) mod avx512 {
     /// # Safety
     /// The CPU has the instructions.
     #[target_feature(enable = "popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-    pub(in super::super) unsafe fn elsewhere(top: u8, bits: &[u16; BLOCK]) -> usize {
+    pub(super) unsafe fn elsewhere(top: u8, bits: &[u16; BLOCK]) -> usize {
         // SAFETY: the caller's promise.
         unsafe { take_apart(top, bits).asked.count_ones() as usize }
     }
@@ -241,7 +250,7 @@ pub(super) mod avx512 {
 
     /// # Safety
     /// None is asked for.
-    pub(in super::super) unsafe fn elsewhere(_: u8, _: &[u16; BLOCK]) -> usize {
+    pub(super) unsafe fn elsewhere(_: u8, _: &[u16; BLOCK]) -> usize {
         0
     }
 

@@ -1,6 +1,6 @@
 //! The code of four bits: a number is the low byte of its sixteen bits, and half a byte for the high one, that is its sign
 //! and how far the upper seven bits of its exponent lie below the row's top, 0 to 7. So a row spans a factor of 2¹⁵ at least, and
-//! one look-up gives the high byte. Of normally distributed numbers fewer than one in five thousand lie elsewhere; such a one stands in
+//! one look-up gives the high byte. Of normally distributed numbers fewer than one in three thousand lie elsewhere; such a one stands in
 //! the row's list with its place, three bytes above its high byte, in the order of places.
 //!
 //! A block is 64 low bytes, then 32 bytes of codes: those of the first 32 numbers in the lower halves, the others in the upper.
@@ -45,11 +45,6 @@ fn below(top: u8, bits: u16) -> u8 {
 #[inline(always)]
 fn is_elsewhere(top: u8, bits: u16) -> bool {
     usize::from(below(top, bits)) >= CODES
-}
-
-/// What fills the last block of a row, and does not lie elsewhere: it is never read.
-pub(super) fn padding(top: u8) -> u16 {
-    u16::from(top) << 8
 }
 
 /// How many numbers of a row lie elsewhere.

@@ -103,15 +103,19 @@ proptest! {
 
     /// The instructions of this CPU give the bits of the plain loops.
     #[test]
-    fn chosen_kernels_equal_the_portable_ones(rows in 0usize..9, width in 1usize..300, seed: u64) {
+    fn sums_of_bytes_equal_the_portable_ones(rows in 0usize..9, width in 1usize..300, seed: u64) {
         let x = noise(rows * width, seed);
         let query = noise(width, !seed);
         let (mut chosen, mut portable) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
         // Any bytes, the extremes as well.
         let codes: Vec<u8> = x.iter().map(|x| (x * 200.0).clamp(-128.0, 127.0) as i8 as u8).collect();
         let query: Vec<i8> = query.iter().map(|x| (x * 200.0).clamp(-127.0, 127.0) as i8).collect();
-        bytes(&codes, &query, &mut chosen);
         plain_bytes(&codes, &query, &mut portable);
+        for form in [bytes_avx512, bytes_avx2] {
+            chosen.fill(f32::NAN);
+            prop_assert!(!form(&codes, &query, &mut chosen) || chosen == portable);
+        }
+        bytes(&codes, &query, &mut chosen);
         prop_assert_eq!(&chosen, &portable);
     }
 
