@@ -13,6 +13,7 @@ use std::fmt;
 /// assert_eq!(say(Products::F32), "bf16 weights, products in f32");
 /// assert_eq!(say(Products::BF16), "bf16 weights, products in bf16 with f32 sums");
 /// assert_eq!(say(Products::F16), "bf16 weights, products in f16, f32 sums of every 64");
+/// assert_eq!(say(Products::I16), "bf16 weights, products in 13-bit integers, f32 sums of every 128");
 /// assert_eq!(say(Products::OfDevice), "bf16 weights and activations");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum Products {
     BF16,
     /// Both sides scaled and rounded to `f16`, in which up to 64 products are summed, and these sums in `f32`.
     F16,
+    /// Both sides scaled, in blocks of 128, and rounded to whole numbers of 13 bits; sums of a block are exact, and these in `f32`.
+    I16,
     /// As candle does it on a device that is not the CPU.
     OfDevice,
 }
@@ -52,6 +55,7 @@ impl fmt::Display for Computation {
             Products::F32 => write!(f, "{weights} weights, products in f32"),
             Products::BF16 => write!(f, "{weights} weights, products in bf16 with f32 sums"),
             Products::F16 => write!(f, "{weights} weights, products in f16, f32 sums of every 64"),
+            Products::I16 => write!(f, "{weights} weights, products in 13-bit integers, f32 sums of every 128"),
             Products::OfDevice => write!(f, "{weights} weights and activations"),
         }
     }

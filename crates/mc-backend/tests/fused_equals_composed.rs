@@ -243,13 +243,14 @@ fn halves_of_an_encoder_layer() -> Result<()> {
         let rope = Rope::new(Rope::frequencies(d, 100.0), &candle_core::Device::Cpu);
         let bias = RelativeBias::new(heads, 7, |head, distance| (distance as f32 * 0.7).sin() + head as f32 * 0.2);
         let input = x(1, &[1, t, hidden]);
-        for (dtype, fp16) in [(DType::F32, false), (DType::BF16, false), (DType::BF16, true)] {
+        for (dtype, rounds) in [(DType::F32, false), (DType::BF16, false), (DType::BF16, true)] {
             let projections = |seed: u64, shapes: &[(usize, usize)], bias: bool| -> Result<Projections> {
                 let member = |(i, (out, inner)): (usize, &(usize, usize))| {
                     let weight = Weight::from_tensor(&narrow(&x(seed + i as u64, &[*out, *inner]), dtype)?)?;
                     Ok((weight, bias.then(|| x(seed + 50 + i as u64, &[*out]))))
                 };
-                Ok(Projections::new(shapes.iter().enumerate().map(member).collect::<Result<_>>()?).with_fp16(fp16))
+                Ok(Projections::new(shapes.iter().enumerate().map(member).collect::<Result<_>>()?)
+                    .with_sixteen_bits(rounds))
             };
             let (w, b) = (x(5, &[hidden]), x(6, &[hidden]));
             let norm = Some(ops::LayerNorm { weight: &w, bias: Some(&b), eps: 1e-3 });
@@ -304,17 +305,17 @@ fn halves_of_an_encoder_layer() -> Result<()> {
                 }),
             ];
             for (name, fused, composed) in halves {
-                let name = format!("{name} {lengths:?} {dtype:?}, fp16 {fp16}");
+                let name = format!("{name} {lengths:?} {dtype:?}, sixteen bits {rounds}");
                 // Tracked, it is finer ops, which have tests of their own for their precision.
                 let exact = composed(&[input.to_dtype(DType::F64)?])?;
                 let tolerance = Tolerance { absolute: 2e-5, relative: 2e-5 };
                 // Three products one after the other, and a softmax of scores of some dozens.
-                let untracked = if fp16 { Tolerance::relative(3e-2) } else { tolerance };
+                let untracked = if rounds { Tolerance::relative(3e-2) } else { tolerance };
                 let y = fused(std::slice::from_ref(&input))?;
                 assert_close(&name, &y, &exact, untracked);
                 let square = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f64>();
                 let off = (square(&(y.to_dtype(DType::F64)? - &exact)?)? / square(&exact)?).sqrt();
-                assert!(off <= if fp16 { 4e-3 } else { 1e-5 }, "{name}: off by {off:.1e} of its norm");
+                assert!(off <= if rounds { 4e-3 } else { 1e-5 }, "{name}: off by {off:.1e} of its norm");
                 let tracked = Var::from_tensor(&input)?;
                 let y = fused(&[tracked.as_tensor().clone()])?;
                 assert_close(&name, &y, &exact, tolerance);

@@ -61,7 +61,7 @@ impl<'a> Loading<'a> {
         };
         let members = paths.iter().map(one).collect::<Result<_>>()?;
         // What is kept in bf16 may be rounded.
-        Ok(ops::Projections::new(members).with_fp16(self.kept == Arithmetic::BF16))
+        Ok(ops::Projections::new(members).with_sixteen_bits(self.kept == Arithmetic::BF16))
     }
 
     pub(crate) fn bias(&self, name: &str, width: usize) -> Result<Tensor> {

@@ -178,8 +178,9 @@ fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
         assert_ne!(bf16, hidden(&|_| false, DType::F32)?, "{name}: it is another dtype");
         // What matrices are multiplied with is rounded where the CPU is faster so, if its system says what it has.
         if let Ok(info) = fs::read_to_string("/proc/cpuinfo") {
-            let fp16 = info.split_whitespace().any(|flag| flag == "avx512_fp16");
-            let rounds = fp16 || Arithmetic::fastest_for_bf16() == Arithmetic::BF16;
+            let has = |flag| info.split_whitespace().any(|has| has == flag);
+            let sixteen = has("avx512_fp16") || has("avx2") && has("fma") && !has("avx512f");
+            let rounds = sixteen || Arithmetic::fastest_for_bf16() == Arithmetic::BF16;
             assert_eq!(bf16 != hidden(&is_matrix, DType::F32)?, rounds, "{name}: inputs");
         }
     }

@@ -6,13 +6,13 @@
 pub(crate) mod attention;
 pub(crate) mod compact;
 pub(crate) mod few;
-pub(crate) mod fp16;
 pub(crate) mod halves;
 pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod scratch;
 pub mod search;
 pub(crate) mod simd;
+pub(crate) mod sixteen;
 pub(crate) mod tall;
 pub(crate) mod tile;
 pub(crate) mod transpose;

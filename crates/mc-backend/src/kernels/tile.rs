@@ -312,7 +312,7 @@ unsafe fn portable_tile((rows, cols): (usize, usize), p: Place, add: impl Fn(u32
 /// So many columns are at `start`, if it is not null, and at `c`, which is the caller's.
 #[inline(always)]
 #[allow(unsafe_code)]
-unsafe fn write(mut sums: [f32; LANES], cols: usize, start: *const f32, c: *mut f32) {
+pub(super) unsafe fn write(mut sums: [f32; LANES], cols: usize, start: *const f32, c: *mut f32) {
     let mut add = |start: &[f32]| sums.iter_mut().zip(start).for_each(|(sum, start)| *sum += start);
     // SAFETY: the caller's promise.
     unsafe {

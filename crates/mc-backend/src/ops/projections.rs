@@ -14,10 +14,10 @@ use crate::{
     Weight,
     computation::{Computation, Products},
     kernels::{
-        fp16::{self, Panels},
         operand::round,
         rows,
         scratch::Scratch,
+        sixteen::{self, Panels},
         tile::{Arithmetic, ROWS, Start},
     },
 };
@@ -31,7 +31,7 @@ use std::{
 #[derive(Debug)]
 pub struct Projections {
     members: Vec<(Weight, Option<Tensor>)>,
-    fp16: bool,
+    in_sixteen_bits: bool,
     packed: OnceLock<Option<Packed>>,
     packing: Mutex<()>,
 }
@@ -52,7 +52,7 @@ pub(super) struct Packed {
 
 enum Form {
     Units(Stage),
-    Fp16(Panels),
+    Sixteen(Panels),
 }
 
 /// Rows of input in the form that a product reads.
@@ -61,7 +61,7 @@ pub(super) enum Input<'a> {
     InPlace(&'a [f32], usize),
     /// Rows that [`Packed::fill`] fills.
     Units(Scratch, usize),
-    Fp16(fp16::Rows),
+    Sixteen(sixteen::Rows),
 }
 
 impl Packed {
@@ -72,10 +72,10 @@ impl Packed {
         let linears = once.linears();
         let Some(group) = Group::new(&linears.iter().collect::<Vec<_>>())? else { return Ok(None) };
         let (outputs, bias): (Vec<_>, _) = (group.outputs().collect(), group.bias().unwrap_or_default().to_vec());
-        let form = if projections.computation().products == Products::F16 {
+        let form = if let Some(form) = projections.sixteen() {
             let members = outputs.iter().cloned().zip(&once.members);
             let matrices: Vec<_> = members.filter_map(|(columns, (w, _))| Some((columns, w.elements()?))).collect();
-            Form::Fp16(Panels::pack(group.inner, group.written(), &matrices))
+            Form::Sixteen(Panels::pack(form, group.inner, group.written(), &matrices))
         } else {
             Form::Units(group.forward_here())
         };
@@ -100,10 +100,10 @@ impl Packed {
 
     /// Room for `n` rows of input, where they have to be brought into another form; `None` where `f32` is read where it lies.
     pub(super) fn room(&self, n: usize) -> Option<Input<'static>> {
-        match self.form {
+        match &self.form {
             Form::Units(_) if self.arithmetic == Arithmetic::F32 => None,
             Form::Units(_) => Some(self.units(n)),
-            Form::Fp16(_) => Some(Input::Fp16(fp16::Rows::new(n, self.inner))),
+            Form::Sixteen(panels) => Some(Input::Sixteen(sixteen::Rows::new(panels.form(), n, self.inner))),
         }
     }
 
@@ -117,7 +117,7 @@ impl Packed {
         match input {
             Input::InPlace(..) => unreachable!("read where it lies"),
             Input::Units(units, stride) => round(self.arithmetic, x, &mut units[i * *stride..(i + 1) * *stride]),
-            Input::Fp16(rows) => rows.fill(i, x),
+            Input::Sixteen(rows) => rows.fill(i, x),
         }
     }
 
@@ -147,13 +147,13 @@ impl Packed {
         y: (&mut [f32], usize),
     ) {
         let cols = match &self.form {
-            Form::Fp16(panels) => panels.cols(),
+            Form::Sixteen(panels) => panels.cols(),
             Form::Units(stage) => stage.cols(),
         };
         let product = |cols: Range<usize>, start: Start, (y, stride): (&mut [f32], usize)| {
             let width = cols.len();
             match (&self.form, input) {
-                (Form::Fp16(panels), Input::Fp16(rows)) => panels.multiply(rows, cols, start, (y, stride)),
+                (Form::Sixteen(panels), Input::Sixteen(rows)) => panels.multiply(rows, cols, start, (y, stride)),
                 (Form::Units(stage), Input::InPlace(x, of_row)) => {
                     stage.columns(n, (bytemuck::cast_slice(x), *of_row), cols, start, (y, stride));
                 }
@@ -183,14 +183,14 @@ impl std::fmt::Debug for Packed {
 impl Projections {
     /// Projections by these matrices `(out, in)` and biases `(out)`.
     pub fn new(members: Vec<(Weight, Option<Tensor>)>) -> Self {
-        Self { members, fp16: false, packed: OnceLock::new(), packing: Mutex::new(()) }
+        Self { members, in_sixteen_bits: false, packed: OnceLock::new(), packing: Mutex::new(()) }
     }
 
-    /// The same; with `true`, products with `bf16` matrices may round their inputs to scaled `f16` and sum up to 64 products in it,
-    /// where the CPU does that faster than `f32` and has no faster product of `bf16`.
+    /// The same; with `true`, products with `bf16` matrices may round both sides to other sixteen bits, where the CPU multiplies those
+    /// faster than `f32` and has no faster product of `bf16`: [`Products::F16`] with AVX-512-FP16, [`Products::I16`] with AVX2.
     #[must_use]
-    pub fn with_fp16(self, fp16: bool) -> Self {
-        Self { fp16, ..self }
+    pub fn with_sixteen_bits(self, in_sixteen_bits: bool) -> Self {
+        Self { in_sixteen_bits, ..self }
     }
 
     /// The same as another device would hold them: plain tensors of `dtype`.
@@ -206,14 +206,28 @@ impl Projections {
 
     /// In what they are computed; in `f32`, if they differ.
     pub fn computation(&self) -> Computation {
+        let computation = self.computation_in_f32();
+        match self.sixteen() {
+            Some(sixteen::Form::F16) => Computation { products: Products::F16, ..computation },
+            Some(sixteen::Form::I16) => Computation { products: Products::I16, ..computation },
+            None => computation,
+        }
+    }
+
+    /// The same, if nothing may be rounded to other sixteen bits.
+    fn computation_in_f32(&self) -> Computation {
         let each = || self.members.iter().map(|(weight, _)| weight.computation());
         let first = each().next().unwrap_or(Computation { weights: DType::F32, products: Products::F32 });
         let alike = each().all(|c| c.products == first.products);
-        let products = if alike { first.products } else { Products::F32 };
-        let in_bf16 = each().all(|c| c.weights == DType::BF16);
+        Computation { products: if alike { first.products } else { Products::F32 }, ..first }
+    }
+
+    /// The sixteen bits in which it is computed, if that is what is done.
+    fn sixteen(&self) -> Option<sixteen::Form> {
         // A group that computes in bf16 is as fast, and sums in f32.
-        let rounds = self.fp16 && products == Products::F32 && in_bf16 && fp16::serve();
-        Computation { products: if rounds { Products::F16 } else { products }, ..first }
+        let rounds = self.in_sixteen_bits && self.computation_in_f32().products == Products::F32;
+        let in_bf16 = self.members.iter().all(|(weight, _)| weight.computation().weights == DType::BF16);
+        sixteen::Form::fastest().filter(|_| rounds && in_bf16)
     }
 
     /// Each projection's width of input and of output.
@@ -297,17 +311,17 @@ mod tests {
     /// Only where that is allowed, the matrices are bf16 and the CPU is faster so; and a row's results do not depend on the others,
     /// nor on how many threads share the columns.
     #[test]
-    fn fp16_is_chosen_and_depends_on_nothing_else() -> Result<()> {
+    fn sixteen_bits_are_chosen_and_depend_on_nothing_else() -> Result<()> {
         let projections = |dtype, arithmetic, allowed| {
             let weight = |seed| Weight::from_tensor(&random(seed, (70, 37), dtype));
             let members = [1, 2].map(|seed| Ok((weight(seed)?.with_arithmetic(arithmetic), None)));
             let members = members.into_iter().collect::<Result<_>>()?;
-            Ok::<_, candle_core::Error>(Projections::new(members).with_fp16(allowed))
+            Ok::<_, candle_core::Error>(Projections::new(members).with_sixteen_bits(allowed))
         };
         let is = |p: &Projections| {
-            let is = p.packed()?.map(|p| matches!(p.form, Form::Fp16(_)));
+            let is = p.packed()?.map(|p| matches!(p.form, Form::Sixteen(_)));
             let said = p.computation().products;
-            assert_eq!(is, Some(said == Products::F16));
+            assert_eq!(is, Some(matches!(said, Products::F16 | Products::I16)));
             assert!(p.packed()?.is_some_and(|p| (p.arithmetic == Arithmetic::BF16) == (said == Products::BF16)));
             Ok::<_, candle_core::Error>(is)
         };
@@ -316,17 +330,17 @@ mod tests {
         let in_bf16 = projections(DType::BF16, Arithmetic::BF16, true)?;
         let rounds = in_bf16.linears()[0].weight.arithmetic() == Arithmetic::BF16;
         assert!(!rounds || in_bf16.computation() == Computation { weights: DType::BF16, products: Products::BF16 });
-        assert_eq!(is(&in_bf16)?, Some(!rounds && fp16::serve()));
+        assert_eq!(is(&in_bf16)?, Some(!rounds && sixteen::Form::fastest().is_some()));
         // Members of which one is another.
         for (dtype, arithmetic) in [(DType::F32, Arithmetic::F32), (DType::BF16, Arithmetic::F32)] {
             let [rounds, other] = [(DType::BF16, Arithmetic::BF16), (dtype, arithmetic)].map(|(dtype, arithmetic)| {
                 Weight::from_tensor(&random(1, (70, 37), dtype)).map(|w| (w.with_arithmetic(arithmetic), None))
             });
-            let mixed = Projections::new(vec![rounds?, other?]).with_fp16(true);
-            assert_eq!(is(&mixed)?, Some(dtype == DType::BF16 && fp16::serve()));
+            let mixed = Projections::new(vec![rounds?, other?]).with_sixteen_bits(true);
+            assert_eq!(is(&mixed)?, Some(dtype == DType::BF16 && sixteen::Form::fastest().is_some()));
         }
         let projections = projections(DType::BF16, Arithmetic::F32, true)?;
-        assert_eq!(is(&projections)?, Some(fp16::serve()));
+        assert_eq!(is(&projections)?, Some(sixteen::Form::fastest().is_some()));
 
         let Some(packed) = projections.packed()? else { panic!("not packed") };
         let x = random(3, (100, 37), DType::F32).flatten_all()?.to_vec1::<f32>()?;
