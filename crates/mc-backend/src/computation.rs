@@ -33,7 +33,7 @@ pub enum Products {
     BF16,
     /// Both sides scaled and rounded to `f16`, in which up to 64 products are summed, and these sums in `f32`.
     F16,
-    /// Both sides scaled, in blocks of 128, and rounded to whole numbers of 13 bits; sums of a block are exact, and these in `f32`.
+    /// Both sides scaled, in blocks of 128, and rounded to integers of 13 bits; sums of a block are exact, and added up in `f32`.
     I16,
     /// As candle does it on a device that is not the CPU.
     OfDevice,

@@ -8,7 +8,8 @@ use crate::{
     kernels::{
         self,
         compact::{self, Compact},
-        tile::{self, Arithmetic},
+        cpu,
+        tile::Arithmetic,
     },
     memory,
 };
@@ -294,7 +295,7 @@ impl Weight {
     /// few rows at a time, where reading the matrix is what costs, inputs are taken as they are.
     #[must_use]
     pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
-        let arithmetic = if tile::has_bf16() { arithmetic } else { Arithmetic::F32 };
+        let arithmetic = if cpu::has_bf16() { arithmetic } else { Arithmetic::F32 };
         Self { arithmetic, ..self }
     }
 

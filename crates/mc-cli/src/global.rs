@@ -13,7 +13,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
     pub(crate) device: String,
     /// Dtype of the model's matrices: auto keeps the file's. On the CPU f32 computes in f32 throughout, where bf16
-    /// matrices otherwise round what they are multiplied with to bf16 (encoders: or f16), if the CPU is faster so
+    /// matrices otherwise round what they are multiplied with to bf16 (encoders: or to f16 or 13-bit integers), if the CPU is faster so
     #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "f32", "f16", "bf16"], help_heading = "Global options")]
     pub(crate) dtype: String,
     /// Threads on the CPU [default: all cores]

@@ -49,7 +49,7 @@ impl ModelLoader {
     ///
     /// On the CPU `f32` asks for `f32` arithmetic and leaves matrices of less precision as they are, while `bf16` matrices,
     /// converted or not, round what they are multiplied with to `bf16` and sum in `f32` where that is faster, those of encoders
-    /// also to other sixteen bits ([`mc_backend::ops::Projections::with_sixteen_bits`]).
+    /// both sides to other sixteen bits ([`mc_backend::ops::Projections::with_sixteen_bits`]).
     pub fn with_dtype(self, dtype: DType) -> Self {
         Self { dtype: Some(dtype), ..self }
     }

@@ -2,7 +2,7 @@
 //! sentence-transformers in mc-embed.
 
 use candle_core::{DType, Device, Tensor};
-use mc_backend::Arithmetic;
+use mc_backend::computation::Products;
 use mc_checkpoint::ModelDir;
 use mc_models::{ENCODERS, ModelLoader, TextEncoder, Texts};
 use mc_testkit::{Tolerance, assert_close};
@@ -157,7 +157,7 @@ fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
     let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
     for name in ["bert-mean", "modernbert-bias"] {
         let file = candle_core::safetensors::load(golden(name).join("model.safetensors"), &Device::Cpu)?;
-        let hidden = |rounds: &dyn Fn(&str) -> bool, dtype: DType| -> Result<Vec<f32>> {
+        let hidden = |rounds: &dyn Fn(&str) -> bool, dtype: DType| -> Result<(Vec<f32>, Products)> {
             let dir = tempfile::tempdir()?;
             fs::copy(golden(name).join("config.json"), dir.path().join("config.json"))?;
             let tensors = file.iter().map(|(name, x)| {
@@ -168,7 +168,7 @@ fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
             mc_checkpoint::save_safetensors(&path, &tensors.collect::<candle_core::Result<_>>()?, None)?;
             let encoder = ModelLoader::new().with_dtype(dtype).load_encoder_dir(&ModelDir::open(dir.path())?)?;
             let texts = Texts { ids: &[5, 9, 2, 7, 3], lengths: &[3, 2], token_types: None };
-            Ok(encoder.hidden(&texts)?.flatten_all()?.to_vec1()?)
+            Ok((encoder.hidden(&texts)?.flatten_all()?.to_vec1()?, encoder.computation().products))
         };
         let is_table = |name: &str| name.contains("embeddings.") && !name.contains("orm");
         let is_matrix = |name: &str| !is_table(name) && file[name].rank() == 2;
@@ -176,13 +176,9 @@ fn a_dtype_is_that_of_matrices_and_not_of_tables() -> Result<()> {
         assert_eq!(bf16, hidden(&is_matrix, DType::BF16)?, "{name}: matrices are rounded");
         assert_ne!(bf16, hidden(&is_table, DType::BF16)?, "{name}: tables are not");
         assert_ne!(bf16, hidden(&|_| false, DType::F32)?, "{name}: it is another dtype");
-        // What matrices are multiplied with is rounded where the CPU is faster so, if its system says what it has.
-        if let Ok(info) = fs::read_to_string("/proc/cpuinfo") {
-            let has = |flag| info.split_whitespace().any(|has| has == flag);
-            let sixteen = has("avx512_fp16") || has("avx2") && has("fma") && !has("avx512f");
-            let rounds = sixteen || Arithmetic::fastest_for_bf16() == Arithmetic::BF16;
-            assert_eq!(bf16 != hidden(&is_matrix, DType::F32)?, rounds, "{name}: inputs");
-        }
+        // What matrices are multiplied with is rounded where the CPU is faster so, and that is said.
+        let (in_f32, products) = hidden(&is_matrix, DType::F32)?;
+        assert_eq!((bf16.0 != in_f32, products), (bf16.1 != Products::F32, Products::F32), "{name}: inputs");
     }
     Ok(())
 }

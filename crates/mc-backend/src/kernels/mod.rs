@@ -5,6 +5,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod compact;
+pub(crate) mod cpu;
 pub(crate) mod few;
 pub(crate) mod halves;
 pub(crate) mod operand;

@@ -1,5 +1,5 @@
 //! Products in sixteen bits with a frozen matrix that stays packed, for CPUs that do more of them than of `f32`: in `f16`
-//! ([`float`], AVX-512-FP16) or in whole numbers ([`integer`], AVX2).
+//! ([`float`], AVX-512-FP16) or in integers of 13 bits ([`integer`], AVX2).
 //!
 //! Layout and loop are those of [`super::tile`]: rows of units, panels of 16 columns, and a unit is a pair of neighbouring
 //! numbers. What differs is that a row and a column have scales, one for each block of their depth; of `f16` all of it is one
@@ -13,7 +13,7 @@ mod float;
 mod integer;
 
 use super::{
-    holds,
+    cpu, holds,
     scratch::Scratch,
     simd::{Element, simd},
     tile::{LANES, Start},
@@ -32,16 +32,8 @@ pub(crate) enum Form {
 impl Form {
     /// The one that this CPU multiplies faster than `f32`, if there is one.
     pub(crate) fn fastest() -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
-        let widest = super::tile::has_avx512();
-        #[cfg(not(target_arch = "x86_64"))]
-        let widest = false;
-        // With AVX-512 twice as many f32 are multiplied at once.
-        if Self::F16.has_vectors() {
-            Some(Self::F16)
-        } else {
-            (Self::I16.has_vectors() && !widest).then_some(Self::I16)
-        }
+        let in_integers = Self::I16.has_vectors() && cpu::multiplies_integers_faster();
+        if Self::F16.has_vectors() { Some(Self::F16) } else { in_integers.then_some(Self::I16) }
     }
 
     /// Whether this CPU has its instructions.
@@ -120,8 +112,9 @@ impl Rows {
         Self { form, n, units: Scratch::new(n * depth), scales: vec![0.0; n * form.blocks(depth)], depth }
     }
 
-    /// Row `i`.
+    /// Row `i`, which must be as wide as was said.
     pub(crate) fn fill(&mut self, i: usize, x: &[f32]) {
+        assert_eq!(x.len().div_ceil(2), self.depth, "a row of another width");
         let (block, blocks) = (self.form.block(self.depth), self.form.blocks(self.depth));
         let units = &mut self.units[i * self.depth..(i + 1) * self.depth];
         let scales = &mut self.scales[i * blocks..(i + 1) * blocks];
@@ -310,8 +303,10 @@ impl Tile<'_> {
                 let (panel, lane) = (j / LANES, j % LANES);
                 let column = self.b.get(panel * LANES * self.depth + lane..).unwrap_or_default();
                 let columns = &self.columns[panel * LANES * blocks + lane..];
-                let start = if self.add.is_empty() { 0.0 } else { self.add[i * self.add_stride + j] };
-                self.c[i * self.c_stride + j] = product([row, column], [scales, columns]) + start;
+                let product = product([row, column], [scales, columns]);
+                let start = (!self.add.is_empty()).then(|| self.add[i * self.add_stride + j]);
+                // A zero that is added takes the sign of one that is less.
+                self.c[i * self.c_stride + j] = start.map_or(product, |start| product + start);
             }
         }
         debug_assert!(self.width <= panels * LANES);

@@ -89,10 +89,12 @@ mod avx512 {
     //! The strips in AVX-512. All functions are unsafe for the same reason: `Strip` holds raw pointers.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use crate::kernels::tile::{
-        Arithmetic, LANES,
-        avx512::{Bf16, F32, MultiplyAdd},
-        has_avx512, has_bf16,
+    use crate::kernels::{
+        cpu::{has_avx512, has_bf16},
+        tile::{
+            Arithmetic, LANES,
+            avx512::{Bf16, F32, MultiplyAdd},
+        },
     };
     use std::arch::x86_64::*;
 

@@ -15,8 +15,7 @@
 //! A tile goes through its depth at once, in order, so a number depends on its row and column alone, and not on how the
 //! work was cut. Only [`super::operand`] cuts the depth, of products that are deeper than the cache, by their depth alone.
 
-use super::{holds, simd::simd};
-use std::sync::LazyLock;
+use super::{cpu, holds, simd::simd};
 
 /// Columns of a panel.
 pub(crate) const LANES: usize = 16;
@@ -39,10 +38,9 @@ impl Arithmetic {
     /// In which this CPU multiplies `bf16` matrices fastest.
     ///
     /// `vdpbf16ps` has twice the multiplications of a fused multiply-add. AMD's Zen 5 starts as many of either, Intel's
-    /// Golden Cove a quarter as many of it, so that `f32` is twice as fast there, and rounds nothing (docs/benchmarks.md). The
-    /// maker decides, not a measurement: the same CPU must give the same numbers every time.
+    /// Golden Cove a quarter as many of it, so that `f32` is twice as fast there, and rounds nothing (docs/benchmarks.md).
     pub fn fastest_for_bf16() -> Self {
-        if has_bf16() && *AMD { Self::BF16 } else { Self::F32 }
+        if cpu::multiplies_bf16_faster() { Self::BF16 } else { Self::F32 }
     }
 
     /// Numbers in one unit.
@@ -56,49 +54,6 @@ impl Arithmetic {
     pub(crate) fn units(self, n: usize) -> usize {
         n.div_ceil(self.per_unit())
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Isa {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    Portable,
-}
-
-static ISA: LazyLock<Isa> = LazyLock::new(|| {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        return Isa::Avx512;
-    }
-    Isa::Portable
-});
-
-/// Whether AMD made this CPU, or who builds its designs under licence.
-static AMD: LazyLock<bool> = LazyLock::new(|| {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let id = std::arch::x86_64::__cpuid(0);
-        let name = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
-        [b"AuthenticAMD", b"HygonGenuine"].contains(&name.as_flattened().try_into().unwrap_or(&[0; 12]))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-});
-
-/// Whether this CPU has AVX-512.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(super) fn has_avx512() -> bool {
-    *ISA == Isa::Avx512
-}
-
-/// Whether this CPU multiplies `bf16` in hardware.
-pub(crate) fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = has_avx512() && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has
 }
 
 /// The left side of a product, A. It may be read, not used, up to whole tiles: to a multiple of [`ROWS`] rows.
@@ -187,14 +142,14 @@ pub(crate) fn multiply(
 unsafe fn run(arithmetic: Arithmetic, wide: usize, size: (usize, usize), place: Place) {
     // SAFETY: the caller's promise; the CPU has what is called.
     unsafe {
-        match (*ISA, arithmetic) {
+        match arithmetic {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Arithmetic::BF16) if has_bf16() => match place.a_unit {
+            Arithmetic::BF16 if cpu::has_bf16() => match place.a_unit {
                 1 => avx512::bf16::<false>(wide, size, place),
                 _ => avx512::bf16::<true>(wide, size, place),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Arithmetic::F32) => match place.a_unit {
+            Arithmetic::F32 if cpu::has_avx512() => match place.a_unit {
                 1 => avx512::f32::<false>(wide, size, place),
                 _ => avx512::f32::<true>(wide, size, place),
             },

@@ -4,7 +4,7 @@
 //! element by who asks.
 
 #[cfg(target_arch = "x86_64")]
-use super::tile::has_avx512;
+use super::cpu::has_avx512;
 use super::{simd::Element, tile::LANES};
 use half::bf16;
 

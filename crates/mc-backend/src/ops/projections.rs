@@ -187,7 +187,7 @@ impl Projections {
     }
 
     /// The same; with `true`, products with `bf16` matrices may round both sides to other sixteen bits, where the CPU multiplies those
-    /// faster than `f32` and has no faster product of `bf16`: [`Products::F16`] with AVX-512-FP16, [`Products::I16`] with AVX2.
+    /// faster than `f32` and has no faster product of `bf16`: [`Products::F16`] or [`Products::I16`].
     #[must_use]
     pub fn with_sixteen_bits(self, in_sixteen_bits: bool) -> Self {
         Self { in_sixteen_bits, ..self }
@@ -319,11 +319,13 @@ mod tests {
             Ok::<_, candle_core::Error>(Projections::new(members).with_sixteen_bits(allowed))
         };
         let is = |p: &Projections| {
-            let is = p.packed()?.map(|p| matches!(p.form, Form::Sixteen(_)));
             let said = p.computation().products;
-            assert_eq!(is, Some(matches!(said, Products::F16 | Products::I16)));
+            let form =
+                p.packed()?.and_then(|p| if let Form::Sixteen(panels) = &p.form { Some(panels.form()) } else { None });
+            assert_eq!(form == Some(sixteen::Form::F16), said == Products::F16);
+            assert_eq!(form == Some(sixteen::Form::I16), said == Products::I16);
             assert!(p.packed()?.is_some_and(|p| (p.arithmetic == Arithmetic::BF16) == (said == Products::BF16)));
-            Ok::<_, candle_core::Error>(is)
+            Ok::<_, candle_core::Error>(p.packed()?.map(|_| form.is_some()))
         };
         assert_eq!(is(&projections(DType::F32, Arithmetic::F32, true)?)?, Some(false));
         assert_eq!(is(&projections(DType::BF16, Arithmetic::F32, false)?)?, Some(false));

@@ -55,7 +55,7 @@ pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
     if global.json {
         return report::json(&json!({
             "mode": "texts", "model": dir.name(), "device": device.info().description,
-            "dtype": format!("{:?}", computation.weights).to_lowercase(), "texts": texts.len(),
+            "dtype": format!("{:?}", computation.weights).to_lowercase(), "computation": computation.to_string(), "texts": texts.len(),
             "texts_per_second": speed.median, "texts_range": [speed.lowest, speed.highest],
             "one_text_milliseconds": alone.median, "one_text_range": [alone.lowest, alone.highest],
             "peak_memory_bytes": memory,

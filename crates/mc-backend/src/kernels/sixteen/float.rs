@@ -29,16 +29,13 @@ pub(super) fn panels(rows: usize) -> usize {
     if rows <= 6 { PANELS } else { PANELS - 1 }
 }
 
-#[cfg(target_arch = "x86_64")]
-static HAS: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-    let needed = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
-    crate::kernels::tile::has_avx512() && needed && is_x86_feature_detected!("avx512fp16")
-});
-
-/// Whether this CPU has AVX-512-FP16.
+/// Whether this CPU has AVX-512-FP16, with BW and VL.
 pub(super) fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has = *HAS;
+    let has = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512fp16");
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
     has

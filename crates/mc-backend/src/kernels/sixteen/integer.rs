@@ -1,19 +1,21 @@
-//! Whole numbers of 13 bits, whose pairs AVX2 multiplies and adds in one instruction (`vpmaddwd`): 16 products where `f32` has 8.
+//! Integers of 13 bits, whose pairs AVX2 multiplies and adds in one instruction (`vpmaddwd`): 16 products where `f32` has 8.
 //!
 //! - *Blocks.* Of each 128 numbers the largest becomes 4,095 or −4,095, so that 128 products fit 32 bits: 4095² · 128 < 2³¹. Sums of a
 //!   block are exact; they are scaled and added up in `f32`. One large number costs those of its own block precision, and no others.
-//! - *Precision.* A number is off by at most 1/8,190 of its block's largest. For random numbers the error is 2.9·10⁻⁴ of a result,
+//! - *Precision.* A number is off by at most about 1/8,190 of its block's largest. For random numbers the error is 2.9·10⁻⁴ of a result,
 //!   where rounding one side to `bf16` makes 17·10⁻⁴ (root mean squares, from the test `errors_are_smaller_than_those_of_bf16`).
-//! - *Range.* Where a block's largest is below 2⁻¹¹³, what is 2⁻¹²⁶ and less is lost; where a row's is above 2¹⁰⁸, a result may be infinite.
-//!   Where it is infinite or NaN, its row or column is NaN.
+//! - *Range.* Where a block's largest is below 2⁻¹¹³, what is 2⁻¹²⁶ and less is lost; where a row's is above 2¹⁰⁸, a result may be infinite
+//!   or NaN. Where it is infinite or NaN itself, all of its row or column is NaN.
 //!
-//! A tile is up to 6 rows × 1 panel: 12 sums of 16 registers. The loop over a block is a function by itself, for the reason in
-//! [`super::float`].
+//! A tile is up to 6 rows × 4 panels, which it goes through one after the other while its rows are in the first cache: 12 sums of 16
+//! registers at a time. The loop over a block is a function by itself, for the reason in [`super::float`].
 
 use super::{super::simd::simd, LANES, largest};
 
 /// Units of a block.
 pub(super) const BLOCK: usize = 64;
+// What `Products::I16` tells, and no sum that does not fit.
+const _: () = assert!(2 * BLOCK == 128 && 2 * BLOCK as u64 * (TOP as u64 * TOP as u64) <= i32::MAX as u64);
 /// Rows of a tile, at most.
 pub(super) const TALL: usize = 6;
 /// Panels that a tile goes through while its rows are in the first cache.
@@ -146,8 +148,8 @@ mod avx2 {
     /// Adds to `wide` the scaled sums of `n` units of R rows and of a panel.
     ///
     /// # Safety
-    /// The CPU has AVX2 and FMA. Of `a` and of their scales `of_rows` come the place of the first row's and how far apart they are; the rows have
-    /// so many units there, the panel at `b`, and 16 scales at `of_columns`.
+    /// The CPU has AVX2 and FMA. For each row i there are `n` units from `a + i·stride` on, and a scale at `of_rows + i·next`; there are `n`
+    /// units of the panel, 16 columns each, from `b` on, and 16 scales from `of_columns` on.
     #[inline(never)]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn block<const R: usize>(

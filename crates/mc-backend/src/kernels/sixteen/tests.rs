@@ -165,9 +165,11 @@ fn the_ends_of_the_range() {
         is(form, [1e-20, 1e-20], [1e-18, 1e-18], 2e-38);
         assert!(of(form, [3e38, 3e38], [3e38, 1.0]).is_infinite());
         assert!(of(form, [f32::NAN, 1.0], [1.0, 1.0]).is_nan());
-        assert!(!of(form, [f32::INFINITY, 1.0], [1.0, 1.0]).is_finite());
-        assert!(!of(form, [1.0, 0.0], [1.0, f32::INFINITY]).is_finite());
+        assert!(of(form, [1.0, 0.0], [1.0, f32::INFINITY]).is_nan());
+        assert_eq!(of(form, [-1e-30, 0.0], [1e-30, 1e-30]).abs(), 0.0);
     }
+    assert!(of(Form::F16, [f32::INFINITY, 1.0], [1.0, 1.0]).is_infinite());
+    assert!(of(Form::I16, [f32::INFINITY, 1.0], [1.0, 1.0]).is_nan());
     assert!(of(Form::I16, [1e36, 1e36], [1e-30, 1e-30]).is_infinite());
     let is = |x, w, expected| is(Form::F16, x, w, expected);
     is([1e36, 1e36], [1e-30, 1e-30], 2e6);
@@ -258,7 +260,8 @@ fn rounding_to_whole_numbers_is_to_the_nearest() {
         assert!((scale - x.abs() / 4095.0).abs() <= scale * 1e-6, "{x:e}");
     }
     assert_eq!(integer::encode(&[2f32.powi(-114)], &mut units), 2f32.powi(-113) / 4095.0);
-    assert!(integer::encode(&[1.0, f32::NEG_INFINITY], &mut units).is_nan());
+    let mut units = [7u32; 8];
+    assert!(integer::encode(&[1.0, f32::NEG_INFINITY], &mut units).is_nan() && units == [0; 8]);
 }
 
 /// Where the system says what the CPU has.
@@ -266,8 +269,33 @@ fn rounding_to_whole_numbers_is_to_the_nearest() {
 fn it_serves_where_the_cpu_has_it() {
     if let Ok(info) = std::fs::read_to_string("/proc/cpuinfo") {
         let has = |flag| info.split_whitespace().any(|has| has == flag);
-        let in_integers = (has("avx2") && has("fma") && !has("avx512f")).then_some(Form::I16);
-        assert_eq!(Form::fastest(), if has("avx512_fp16") { Some(Form::F16) } else { in_integers });
+        let in_integers = has("avx2") && has("fma") && !has("avx512f") && cpu::multiplies_integers_faster();
+        let other = in_integers.then_some(Form::I16);
+        assert_eq!(Form::fastest(), if has("avx512_fp16") { Some(Form::F16) } else { other });
+    }
+}
+
+/// Of another form, width or length.
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let x = [1f32; 256];
+    let multiplied = |form, width, panels: &Panels| {
+        let mut rows = Rows::new(form, 1, width);
+        rows.fill(0, &x[..width]);
+        let mut c = [0f32; 2];
+        panels.multiply(&rows, 0..2, Start::Zero, (&mut c, 2));
+        c
+    };
+    for form in FORMS {
+        let panels = Panels::pack(form, 128, 2, &[(0..2, Elements::F32(&x))]);
+        assert!(multiplied(form, 128, &panels).iter().all(|y| (y - 128.0).abs() < 1e-3));
+        let refused = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+        for (form, width) in [(form, 126), (form, 130), (FORMS[usize::from(form == FORMS[0])], 128)] {
+            assert!(refused(&|| assert_ne!(multiplied(form, width, &panels), [0.0; 2])), "{form:?} {width}");
+        }
+        for width in [126, 130, 256] {
+            assert!(refused(&|| Rows::new(form, 1, 128).fill(0, &x[..width])), "{form:?} {width}");
+        }
     }
 }
 
