@@ -34,10 +34,11 @@ fn every_line_is_a_vector() {
     assert!(run.stderr.contains("4 lines, "), "{run:?}");
     let f32 = embed(&place, &["--dtype", "f32"], LINES).ok();
     assert!(f32.stderr.contains("; f32 weights, products in f32\n"), "{f32:?}");
-    // By the CPU: in bf16, in f16 with sums that are said, or in f32.
+    // By the CPU: in bf16, in f16 or integers with sums that are said, or in f32.
     let bf16 = embed(&place, &["--dtype", "bf16"], LINES).ok();
     let said = bf16.stderr.lines().find_map(|line| line.split_once("; bf16 weights, products in ")).map(|(_, how)| how);
-    assert!(["bf16 with f32 sums", "f16, f32 sums of every 64", "f32"].contains(&said.unwrap_or_default()), "{bf16:?}");
+    let ways = ["bf16 with f32 sums", "f16, f32 sums of every 64", "13-bit integers, f32 sums of every 128", "f32"];
+    assert!(ways.contains(&said.unwrap_or_default()), "{bf16:?}");
     // From a file with the line ends of another system it is the same, and quiet is quiet.
     fs::write(place.path("lines.txt"), LINES.replace('\n', "\r\n")).unwrap();
     let again = embed(&place, &["--quiet", "lines.txt"], "").ok();
