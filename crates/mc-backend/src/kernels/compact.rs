@@ -15,7 +15,7 @@ mod eleven;
 mod tests;
 mod twelve;
 
-use super::{few::Row, simd::simd};
+use super::{cpu, few::Row, simd::simd};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -43,7 +43,7 @@ impl Code {
     fn is_read(self) -> bool {
         match self {
             Self::Eleven => eleven::is_read(),
-            Self::Twelve => twelve::is_read(),
+            Self::Twelve => cpu::has_avx2(),
         }
     }
 

@@ -40,7 +40,7 @@ impl Form {
     fn has_vectors(self) -> bool {
         match self {
             Self::F16 => float::has_vectors(),
-            Self::I16 => integer::has_vectors(),
+            Self::I16 => cpu::has_avx2(),
         }
     }
 
@@ -294,7 +294,7 @@ impl Tile<'_> {
 
     /// By a function that gives the product of a row and a column of a panel: of the units, rows' and columns' of 16, and of the scales.
     fn plain(&mut self, product: impl Fn([&[u32]; 2], [&[f32]; 2]) -> f32) {
-        let (rows, panels) = self.size;
+        let rows = self.size.0;
         let blocks = self.rows.len() / rows;
         for i in 0..rows {
             let (row, scales) =
@@ -309,7 +309,6 @@ impl Tile<'_> {
                 self.c[i * self.c_stride + j] = start.map_or(product, |start| product + start);
             }
         }
-        debug_assert!(self.width <= panels * LANES);
     }
 }
 

@@ -463,8 +463,7 @@ mod tests {
         fn squares(x: &[f32]) -> f32 {
             crate::kernels::simd::dot(x, x)
         }
-        #[cfg(target_arch = "x86_64")]
-        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        if cfg!(target_arch = "x86_64") && !cpu::has_avx2() {
             return;
         }
         let (rows, depth) = (ROWS, 1024);

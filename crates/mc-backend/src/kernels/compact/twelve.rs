@@ -28,14 +28,6 @@ const ORDER: [usize; BLOCK] = {
     order
 };
 
-pub(super) fn is_read() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has
-}
-
 /// How far a number lies below the top.
 #[inline(always)]
 fn below(top: u8, bits: u16) -> u8 {

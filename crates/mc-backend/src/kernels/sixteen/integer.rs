@@ -25,15 +25,6 @@ const TOP: f32 = 4095.0;
 /// What it is taken for if it is less, so that no scale is subnormal: 2⁻¹¹³.
 const LEAST: f32 = f32::from_bits((127 - 113) << 23);
 
-/// Whether this CPU has AVX2 and the multiply-add of `f32`.
-pub(super) fn has_vectors() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has
-}
-
 /// A block of numbers as units, rounded to nearest with ties to even; what one of them stands for.
 pub(super) fn encode(x: &[f32], units: &mut [u32]) -> f32 {
     /// Added to a number of few bits, this leaves it, rounded, in the lowest ones: 1.5·2²³.
