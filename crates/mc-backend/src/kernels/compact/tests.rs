@@ -79,7 +79,7 @@ fn every_number_is_what_it_was() {
 /// CPU that reads them chooses them.)
 #[test]
 fn products_of_twelve_bits_are_those_of_the_rows_as_they_lie() {
-    for (rows, width) in [(40, 60), (9, 128), (9, 250), (9, 1022)] {
+    for (rows, width) in [(40, 60), (9, 128), (9, 896), (9, 250), (9, 1026)] {
         let w: Vec<_> = numbers(rows, width, 5).iter().map(|x| bf16::from_f32(x.to_f32().clamp(-1.0, 1.0))).collect();
         let x: Vec<f32> = numbers(1, width, 77).iter().map(|x| x.to_f32().clamp(-3.0, 3.0)).collect();
         let code = Code::Twelve;
@@ -90,6 +90,12 @@ fn products_of_twelve_bits_are_those_of_the_rows_as_they_lie() {
             let [y] = products(&form, i, &x);
             assert_eq!(y.to_bits(), dot(w, &x).to_bits(), "row {i} of {rows} x {width}");
         }
+    }
+    // Sums that underflow to -0 end as 0.
+    let form = Code::Twelve.is_read().then(|| Compact::of(Code::Twelve, &[bf16::from_f32(-1e-30); 256], 256));
+    if let Some(form) = form.flatten() {
+        let ([y], x) = (products(&form, 0, &[1e-30; 256]), [1e-30; 256]);
+        assert_eq!((y.to_bits(), dot(&[bf16::from_f32(-1e-30); 256], &x).to_bits()), (0, 0));
     }
 }
 

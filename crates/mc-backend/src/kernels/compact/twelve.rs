@@ -162,7 +162,8 @@ pub(super) mod avx2 {
         simd::finish::<bf16>(bytemuck::cast(sums), &last[..rest.len()], rest)
     }
 
-    /// What [`simd::finish`] makes of sums, in its order. Through memory, as there, it takes as long as several blocks.
+    /// What [`simd::finish`] makes of sums where nothing is left, in its order, but in registers: there they go through memory, which
+    /// takes as long as several blocks.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn total(sums: [[__m256; 2]; UNROLL]) -> f32 {
