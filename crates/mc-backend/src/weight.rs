@@ -449,22 +449,38 @@ mod tests {
         Ok(())
     }
 
-    /// The product before and after the matrix gets its compact form, from a clone that shares it.
+    /// The product before and after the matrix gets its compact form, from a clone that shares it, on any number of threads.
     #[test]
     fn what_is_read_again_and_again_gives_the_same() -> Result<()> {
-        let (rows, cols) = (600, 256);
+        let (rows, cols) = (4000, 256);
         let numbers = |n: usize, by: usize| (0..n).map(move |i| ((i * by % 2003) as f32 - 1001.0) / 1001.0);
         let w = Tensor::from_iter(numbers(rows * cols, 7919), &Device::Cpu)?.reshape((rows, cols))?;
-        let weight = Weight::from_tensor(&w.to_dtype(DType::BF16)?)?;
+        let w = w.to_dtype(DType::BF16)?;
         let x = Tensor::from_iter(numbers(cols, 31), &Device::Cpu)?.reshape((1, cols))?;
         let product = |w: &Weight| crate::ops::linear(&x, w, None)?.flatten_all()?.to_vec1::<f32>();
-        let first = product(&weight)?;
-        for _ in 1..PATIENCE + 2 {
-            assert_eq!(product(&weight.clone())?, first);
-        }
-        let made = weight.repeated.compact.get().is_some_and(Option::is_some);
+        let first = product(&Weight::from_tensor(&w)?)?;
         let serves = compact::Code::of_this_cpu().is_some() && compact::serves(cols);
-        assert_eq!(made, serves && memory::is_memory_plentiful(compact::bytes(rows, cols)));
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let weight = Weight::from_tensor(&w)?;
+            for _ in 0..PATIENCE + 2 {
+                assert!(pool.install(|| product(&weight.clone()))? == first, "{threads} threads");
+            }
+            let made = weight.repeated.compact.get().is_some_and(Option::is_some);
+            assert_eq!(made, serves && memory::is_memory_plentiful(compact::bytes(rows, cols)));
+        }
+        Ok(())
+    }
+
+    /// Up to so many rows read the matrix for each product as it lies; more are worth packing it.
+    #[test]
+    fn a_product_of_up_to_eight_rows_is_a_read_for_a_few_rows() -> Result<()> {
+        let w = mc_testkit::random(1, (6, 10), DType::F32).to_dtype(DType::BF16)?;
+        for (n, reads) in [(1, 1), (8, 1), (9, 0)] {
+            let weight = Weight::from_tensor(&w)?;
+            crate::ops::linear(&mc_testkit::random(2, (n, 10), DType::F32), &weight, None)?;
+            assert_eq!(weight.repeated.reads.load(Ordering::Relaxed), reads, "{n} rows");
+        }
         Ok(())
     }
 

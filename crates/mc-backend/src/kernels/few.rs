@@ -4,8 +4,9 @@
 //! neither packing nor rounding could gain anything. Weights are widened as they are read. In AVX-512, of two neighbouring
 //! `bf16` the first is the unit shifted up, the second the unit with its lower half cleared, so x comes in two vectors, its
 //! even and its odd numbers. A matrix that is read again and again has a shorter form ([`super::compact`]), whose products
-//! are the same bit for bit. Rows go one after the other, as they lie, and what comes next is fetched ahead: several rows at
-//! a time would share loads of x, but memory answers one long stream faster (measured: 48 against 30 GB/s).
+//! are the same bit for bit. Rows go one after the other, as they lie; of `bf16` in AVX-512 and of the shorter form what comes next is
+//! fetched ahead. Several rows at a time would share loads of x, but memory answers one long stream faster (measured: 48 against
+//! 30 GB/s).
 
 use super::{
     Shared,
@@ -94,6 +95,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
     if k == 0 {
         return;
     }
+    assert!(lie_apart(factors, k, stride), "columns of factors overlap");
     let input = Input::new(x, k);
     let rows = UNIT.div_ceil(k).next_multiple_of(4);
     let units: Vec<(&Factor, Range<usize>)> = factors
@@ -106,7 +108,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
     let shared = Shared::new(y);
     let run = |(factor, range): &(&Factor, Range<usize>)| {
         for i in 0..n {
-            // SAFETY: units own disjoint columns of y, as `slice` keeps them in bounds; one row's part at a time.
+            // SAFETY: units own disjoint columns of y, as asserted, and `slice` keeps them in bounds; one row's part at a time.
             #[allow(unsafe_code)]
             let y = unsafe { shared.slice(i * stride + factor.first + range.start, range.len()) };
             let x = input.row(i);
@@ -128,6 +130,14 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
         }
     };
     if let [only] = &units[..] { run(only) } else { units.par_iter().with_max_len(AT_ONCE).for_each(run) }
+}
+
+/// Whether each column belongs to one factor, of rows `k` wide, and none reaches into the next row of the product.
+fn lie_apart(factors: &[Factor], k: usize, stride: usize) -> bool {
+    let columns = |f: &Factor| f.first..f.first + f.w.elements.len() / k;
+    let mut columns: Vec<_> = factors.iter().map(columns).filter(|columns| !columns.is_empty()).collect();
+    columns.sort_unstable_by_key(|columns| columns.start);
+    columns.windows(2).all(|two| two[0].end <= two[1].start) && columns.last().is_none_or(|last| last.end <= stride)
 }
 
 /// Dot products of x with the first rows of `w`, in the order of the compact form that this CPU reads.
@@ -221,18 +231,20 @@ pub(super) mod avx512 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::tests::noise, *};
+
+    fn factor(w: &[bf16], k: usize, first: usize) -> Factor<'_> {
+        Factor { w: Matrix::new(Elements::BF16(w), k), compact: None, bias: None, low: None, first }
+    }
 
     #[test]
     fn every_width_and_number_of_rows() {
-        let noise = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0;
-        for (k, out, n) in [(1, 1, 1), (2, 3, 2), (31, 5, 1), (33, 4, 3), (64, 9, 4), (576, 6, 1), (97, 2100, 2)] {
-            let x: Vec<f32> = (0..n * k).map(noise).collect();
-            let w: Vec<bf16> = (0..out * k).map(|i| bf16::from_f32(noise(i + 5))).collect();
+        let sizes = [(1, 1, 1), (2, 3, 2), (31, 5, 1), (33, 4, 3), (64, 9, 4), (576, 6, 1), (97, 2100, 2)];
+        for (k, out, n) in sizes.into_iter().chain((1..=FEW).map(|n| (70, 11, n))) {
+            let x = noise(n * k, 1);
+            let w: Vec<bf16> = noise(out * k, 2).into_iter().map(bf16::from_f32).collect();
             let mut y = vec![f32::NAN; n * (out + 1)];
-            let factor =
-                Factor { w: Matrix::new(Elements::BF16(&w), k), compact: None, bias: None, low: None, first: 1 };
-            times_transposed(n, &x, &[factor], (&mut y, out + 1));
+            times_transposed(n, &x, &[factor(&w, k, 1)], (&mut y, out + 1));
             for (i, y) in y.chunks_exact(out + 1).enumerate() {
                 for j in 0..out {
                     let terms = (0..k).map(|l| f64::from(x[i * k + l]) * f64::from(w[j * k + l].to_f32()));
@@ -242,5 +254,34 @@ mod tests {
                 assert!(y[0].is_nan());
             }
         }
+    }
+
+    /// Products of two rows with two matrices of three rows, whose columns begin here, in rows of `stride`.
+    fn products_at(first: [usize; 2], stride: usize) {
+        let w = vec![bf16::ONE; 3 * 4];
+        let mut y = vec![f32::NAN; 2 * stride + 8];
+        times_transposed(2, &[1.0; 2 * 4], &first.map(|first| factor(&w, 4, first)), (&mut y, stride));
+        for (i, first) in (0..2).flat_map(|i| first.map(|first| (i, first))) {
+            assert_eq!(y[i * stride + first..][..3], [4.0; 3]);
+        }
+    }
+
+    #[test]
+    fn factors_may_come_in_any_order() {
+        products_at([0, 3], 6);
+        products_at([5, 1], 8);
+    }
+
+    #[test]
+    #[should_panic(expected = "columns of factors overlap")]
+    fn factors_that_share_a_column_are_refused() {
+        products_at([5, 3], 8);
+    }
+
+    /// The last of their columns would be the first of the next row.
+    #[test]
+    #[should_panic(expected = "columns of factors overlap")]
+    fn factors_that_reach_into_the_next_row_are_refused() {
+        products_at([0, 3], 5);
     }
 }

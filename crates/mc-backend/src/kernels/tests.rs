@@ -25,7 +25,7 @@ fn mix(seed: u64, i: usize) -> u64 {
 }
 
 /// Numbers in −1..1.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|i| (mix(seed, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
@@ -361,7 +361,7 @@ proptest! {
 
     #[test]
     fn products_of_a_few_rows_equal_a_triple_loop(
-        (n, k) in (1usize..6, 1usize..1200),
+        (n, k) in (1..=few::FEW, 1usize..1200),
         members in some((1usize..250, 0usize..20, any::<bool>(), 0usize..5), 1..4),
         (gap, seed) in (0usize..5, any::<u64>()),
     ) {
