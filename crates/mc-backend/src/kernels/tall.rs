@@ -17,7 +17,8 @@ const UNIT: usize = 128;
 
 /// `left·right`, `(rows, n)` times `(n, cols)` → `(rows, cols)`: the first of left's rows and units, and of right's.
 ///
-/// Each number is a sum in the order of the depth, as in [`super::tile`], bit for bit.
+/// Each number is one sum in the order of the depth, as in [`super::tile`]: bit for bit that of panels, unless the depth is so long that
+/// [`Panels::multiply_cols`] cuts it, which adds its pieces up one by one.
 pub(crate) fn multiply(left: &Rows, rows: usize, right: &Rows, (n, cols): (usize, usize)) -> Vec<f32> {
     let part = |first: usize| {
         let width = UNIT.min(cols - first);

@@ -279,7 +279,7 @@ proptest! {
         }
     }
 
-    /// Bit for bit, where the right side is part of wider rows, with anything behind it.
+    /// Bit for bit where panels take the depth in one piece, the right side being part of wider rows, with anything behind it.
     #[test]
     fn tall_products_are_those_with_panels(
         arithmetic in arithmetics(),
@@ -299,6 +299,22 @@ proptest! {
         panels.multiply(rows, left.left(), Start::Zero, (&mut expected, cols));
         let found = tall::multiply(&left, rows, &right, (n, cols));
         prop_assert!(found.len() == rows * cols && found.iter().zip(&expected).all(|(a, b)| same(*a, *b)));
+    }
+
+    /// Deeper than the pieces in which panels would go.
+    #[test]
+    fn tall_products_equal_a_triple_loop(
+        arithmetic in arithmetics(),
+        (rows, n, cols) in (1usize..10, prop_oneof![1usize..300, 1usize..6000], 1usize..20),
+        seed: u64,
+    ) {
+        let (x, w) = (noise(rows * n, seed), noise(n * cols, !seed));
+        let (left, right) = (Rows::of(arithmetic, &x, n), Rows::of(arithmetic, &w, cols));
+        for (e, y) in tall::multiply(&left, rows, &right, (n, cols)).into_iter().enumerate() {
+            let number = |x: f32| f64::from(rounded(arithmetic, x));
+            let term = |l: usize| number(x[e / cols * n + l]) * number(w[l * cols + e % cols]);
+            Sum::of((0..n).map(term)).check(y, 1e-6);
+        }
     }
 
     /// Exactly, whatever the bits, with zero after an odd number.
