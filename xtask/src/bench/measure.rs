@@ -32,15 +32,21 @@ pub(super) struct Measured {
 
 /// Runs `command` and measures it, again if others used the machine meanwhile; its stderr is shown if it fails.
 pub(super) fn measure(command: &[String]) -> Result<Measured> {
+    undisturbed(quiet::wait, || once(command))
+}
+
+/// What `once` measured when nobody disturbed it, or the last of some attempts; each waits before.
+fn undisturbed(mut wait: impl FnMut(), mut once: impl FnMut() -> Result<Measured>) -> Result<Measured> {
     for _ in 1..ATTEMPTS {
-        quiet::wait();
-        let measured = once(command)?;
+        wait();
+        let measured = once()?;
         if !measured.disturbed {
             return Ok(measured);
         }
         eprintln!("others used the machine meanwhile: once more");
     }
-    once(command)
+    wait();
+    once()
 }
 
 fn once(command: &[String]) -> Result<Measured> {
@@ -110,12 +116,29 @@ fn usage_of_children() -> Option<(u64, f64)> {
     None
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
-    //! Programs that every Unix has.
+    //! Programs that every Unix has, and one that never ran.
     use super::*;
+    use std::cell::Cell;
 
     #[test]
+    fn every_attempt_waits_for_others() {
+        for (disturbed, runs) in [(vec![false], 1), (vec![true, false], 2), (vec![true, true], 2)] {
+            let (waited, ran) = (Cell::new(0), Cell::new(0));
+            let once = || {
+                let run = ran.replace(ran.get() + 1);
+                assert_eq!(waited.get(), ran.get(), "a run that did not wait");
+                let (first_output_seconds, peak_bytes, report) = (0.0, 0, Value::Null);
+                Ok(Measured { first_output_seconds, peak_bytes, disturbed: disturbed[run], report })
+            };
+            let last = undisturbed(|| waited.set(waited.get() + 1), once).unwrap();
+            assert_eq!((ran.get(), last.disturbed), (runs, disturbed[runs - 1]));
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
     fn what_children_used_is_told() {
         assert!(Command::new("true").status().unwrap().success());
         assert!(usage_of_children().is_some_and(|(bytes, _)| (1 << 16..1 << 34).contains(&bytes)));

@@ -74,7 +74,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 }
 
 /// The document with `rows` between its markers, in the table under `heading`, which says on which machine they were measured: a
-/// new one at the end where there is none. Its other rows stay, in the order of `names`, and so do tables of other machines.
+/// new one at the end where there is none, if there is a row for it. Its other rows stay, in the order of `names`, and so do tables of other machines.
 pub(super) fn rewrite(document: &str, heading: &str, rows: &[Row], names: &[&str]) -> Result<String> {
     let missing = || format!("no `{BEGIN}` with a `{END}` after it");
     let (before, rest) = document.split_once(BEGIN).with_context(missing)?;
@@ -86,10 +86,10 @@ pub(super) fn rewrite(document: &str, heading: &str, rows: &[Row], names: &[&str
             _ => tables.push((line, vec![])),
         }
     }
-    if !tables.iter().any(|(of, _)| *of == heading) {
+    let rows: Vec<Row> = rows.iter().filter(|row| !row.disturbed).cloned().collect();
+    if !rows.is_empty() && !tables.iter().any(|(of, _)| *of == heading) {
         tables.push((heading, vec![]));
     }
-    let rows: Vec<Row> = rows.iter().filter(|row| !row.disturbed).cloned().collect();
     let new = markdown(&rows);
     let tables = tables.into_iter().map(|(of, old)| {
         let new = new.lines().filter(|_| of == heading).chain(old);
@@ -157,8 +157,10 @@ mod tests {
         let disturbed = Row { disturbed: true, met: Some(true), ..row("a", "7") };
         assert!(markdown(std::slice::from_ref(&disturbed)).contains("| disturbed | abc, 5 |"));
         let document = format!("{BEGIN}\nMachine X.\n{HEAD}\n{}\n{END}", row("a", "1").line());
-        let kept = rewrite(&document, "Machine X.", &[disturbed], &["a"]).unwrap();
+        let rewrite = |heading: &str| rewrite(&document, heading, std::slice::from_ref(&disturbed), &["a"]).unwrap();
+        let kept = rewrite("Machine X.");
         assert!(kept.contains("work | 1 |"), "{kept}");
+        assert_eq!(rewrite("Machine Y."), kept, "a table without rows");
     }
 
     #[test]
