@@ -9,6 +9,9 @@ use super::table::Row;
 use super::work::LOGITS;
 use crate::process::{self, cargo};
 
+/// Its numbers are the same in every run.
+pub(super) const RUNS: usize = 1;
+
 pub(super) fn row(places: &Places, made: &str) -> Result<Row> {
     process::run(cargo().args(["build", "--quiet", "--release", "--package", "mc-benches", "--example", "logits"]))?;
     let mut command = places.script("tv", "logits.py").to_vec();

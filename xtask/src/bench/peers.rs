@@ -15,6 +15,8 @@ use crate::process::{self, cargo, command};
 const DOCUMENT: &str = "docs/benchmarks.md";
 /// With fewer runs the document stays as it is.
 const RUNS_TO_WRITE: usize = 5;
+/// Said of a commit whose tree has changes.
+const CHANGED: &str = " and changes";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -49,16 +51,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let places = Places { lab: std::path::absolute(lab)?, target: target()?, threads: options.threads };
     places.check()?;
     // As it stands at the start: a run takes long, and the binary is built now.
-    let made = format!("{}, {}", commit()?, options.runs);
+    let commit = commit()?;
+    if commit.ends_with(CHANGED) {
+        eprintln!("warning: the tree differs from its commit: nobody can make these numbers again");
+    }
+    let made = |runs: usize| format!("{commit}, {runs}");
     process::run(cargo().args(["build", "--quiet", "--release", "--package", "mc-cli"]))?;
 
     let mut rows = Vec::new();
     for work in WORKS.iter().filter(|work| wanted(work.name)) {
-        rows.push(compare(work, &places, options.runs, &made)?);
+        rows.push(compare(work, &places, options.runs, &made(options.runs))?);
         eprintln!("\n{}\n", table::markdown(&rows[rows.len() - 1..]));
     }
     if wanted(LOGITS) {
-        rows.push(accuracy::row(&places, &made)?);
+        rows.push(accuracy::row(&places, &made(accuracy::RUNS))?);
     }
     let heading = heading(&places);
     println!("{heading}\n\n{}", table::markdown(&rows));
@@ -86,7 +92,7 @@ fn target() -> Result<PathBuf> {
 fn commit() -> Result<String> {
     let commit = process::output(command("git").args(["rev-parse", "--short", "HEAD"]))?;
     let changed = process::output(command("git").args(["status", "--porcelain", "--", ".", ":!docs", ":!*.md"]))?;
-    Ok(format!("{}{}", commit.trim(), if changed.trim().is_empty() { "" } else { " and changes" }))
+    Ok(format!("{}{}", commit.trim(), if changed.trim().is_empty() { "" } else { CHANGED }))
 }
 
 /// The line above the table: what all its numbers have in common.
