@@ -157,24 +157,72 @@ mod tests {
         assert_eq!(first_output.unwrap(), 0.5);
     }
 
+    /// Works whose peer is ours with other options, or that only start.
+    const OF_ITS_OWN: [&str; 3] = ["checkpoint-4096", "cache", "start-smollm2"];
+
+    fn works() -> impl Iterator<Item = &'static Work> {
+        WORKS.iter().filter(|work| !OF_ITS_OWN.contains(&work.name))
+    }
+
+    /// The word after `option`.
+    fn value_of<'a>(args: &'a str, option: &str) -> Option<&'a str> {
+        args.split(' ').skip_while(|word| *word != option).nth(1)
+    }
+
+    /// What says how much work there is is said to both sides, so that no default decides.
     #[test]
     fn both_sides_do_the_same_work() {
-        // What of a command says how much work there is; the others say where and how.
-        let amount = |args: &str| {
-            let words: Vec<_> = args.split(' ').map(str::to_owned).collect();
-            let pairs = words.windows(2).filter(|pair| {
-                ["--batch", "--seq", "--target", "--rank", "--prompt", "--gen"].contains(&pair[0].as_str())
-            });
-            let mut amount: Vec<_> = pairs.map(<[_]>::to_vec).collect();
-            amount.extend(words.iter().filter(|word| word.starts_with("TEXTS/")).map(|word| vec![word.clone()]));
-            amount.sort();
-            amount
-        };
-        for work in WORKS.iter().filter(|work| !["checkpoint-4096", "cache", "start-smollm2"].contains(&work.name)) {
-            assert!(!amount(work.ours.args).is_empty(), "{}", work.name);
+        for work in works() {
+            let options: &[&str] = if work.name.starts_with("train-") {
+                &["--batch", "--seq", "--target", "--rank", "--repeat"]
+            } else if work.name.starts_with("embed-") {
+                &["--repeat"]
+            } else {
+                &["--prompt", "--gen", "--repeat"]
+            };
+            let texts = |args: &'static str| args.split(' ').find(|word| word.starts_with("TEXTS/"));
+            assert_eq!(texts(work.ours.args).is_some(), work.name.starts_with("embed-"), "{}", work.name);
             for peer in work.peers {
-                assert_eq!(amount(work.ours.args), amount(peer.args), "{}: {}", work.name, peer.label);
+                for option in options {
+                    let [ours, theirs] = [&work.ours, peer].map(|subject| value_of(subject.args, option));
+                    assert!(ours.is_some() && ours == theirs, "{} of {}: {}", option, work.name, peer.label);
+                }
+                assert_eq!(texts(work.ours.args), texts(peer.args), "{}: {}", work.name, peer.label);
             }
         }
+    }
+
+    /// Weights are in the same dtype, but for encoders, of which peers in others are told too; labels say in which.
+    #[test]
+    fn both_sides_have_the_same_dtype() {
+        for work in works() {
+            let ours = value_of(work.ours.args, "--dtype").expect("ours says its dtype");
+            for peer in work.peers {
+                let theirs = match value_of(peer.args, "--dtype") {
+                    Some(torch) => torch.replace("bfloat", "bf").replace("float", "f"),
+                    // What is not asked for is in the file.
+                    None if peer.args.contains("BF16.gguf") => "bf16".to_owned(),
+                    None => "f32".to_owned(),
+                };
+                assert!(peer.label.to_lowercase().contains(&theirs), "{}: {} has {theirs}", work.name, peer.label);
+                assert!(theirs == ours || work.name.starts_with("embed-"), "{}: {}", work.name, peer.label);
+            }
+        }
+    }
+
+    /// What no option says stands in the sources of both.
+    #[test]
+    fn both_sides_train_alike() {
+        let has = |path: &str, what: &[&str]| {
+            let source = std::fs::read_to_string(crate::process::root().join(path)).unwrap();
+            for what in what {
+                assert!(source.contains(what), "{path} has no `{what}`");
+            }
+        };
+        let peer = ["lora_alpha=16", "lr=1e-4, weight_decay=0.0", "clip_grad_norm_(trained, 1.0)"];
+        has("benches/compare/torch_peft.py", &peer);
+        has("crates/mc-cli/src/bench.rs", &["LRScheduler::constant(1e-4)", "..LoRAAdapterConfig::default()"]);
+        has("crates/mc-lora/src/config.rs", &["alpha: 16.0", "dropout: 0.0"]);
+        has("crates/mc-train/src/config.rs", &["max_grad_norm: Some(1.0)", "AdamWConfig { weight_decay: 0.0,"]);
     }
 }

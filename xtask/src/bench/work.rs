@@ -79,11 +79,14 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "train-smollm2-bf16",
         title: "LoRA step, SmolLM2-135M, 4 × 256, rank 8, all-linear, bf16 weights",
-        ours: ours("bench --model MODELS/smollm2-135m --train --batch 4 --seq 256", TRAIN),
+        ours: ours(
+            "bench --model MODELS/smollm2-135m --dtype bf16 --train --batch 4 --seq 256 --target all-linear --rank 8 --repeat 5",
+            TRAIN,
+        ),
         peers: &[torch(
             "torch bf16 + PEFT",
             "torch_peft.py",
-            "MODELS/smollm2-135m --dtype bfloat16 --batch 4 --seq 256",
+            "MODELS/smollm2-135m --dtype bfloat16 --batch 4 --seq 256 --target all-linear --rank 8 --repeat 5",
             TRAIN,
         )],
         goal: Goal { memory: Some(0.5), ..speed(1.8) },
@@ -91,11 +94,14 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "train-qwen-bf16",
         title: "LoRA step, Qwen2.5-0.5B's shape, 1 × 512, rank 8, q and v, bf16 weights",
-        ours: ours("bench --model MODELS/qwen05-rand --train --batch 1 --seq 512 --target q_proj,v_proj", TRAIN),
+        ours: ours(
+            "bench --model MODELS/qwen05-rand --dtype bf16 --train --batch 1 --seq 512 --target q_proj,v_proj --rank 8 --repeat 5",
+            TRAIN,
+        ),
         peers: &[torch(
             "torch bf16 + PEFT",
             "torch_peft.py",
-            "MODELS/qwen05-rand --dtype bfloat16 --batch 1 --seq 512 --target q_proj,v_proj",
+            "MODELS/qwen05-rand --dtype bfloat16 --batch 1 --seq 512 --target q_proj,v_proj --rank 8 --repeat 5",
             TRAIN,
         )],
         goal: Goal { memory: Some(0.5), ..speed(1.8) },
@@ -103,11 +109,14 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "train-smollm2-f32",
         title: "the first in full f32",
-        ours: ours("bench --model MODELS/smollm2-135m --dtype f32 --train --batch 4 --seq 256", TRAIN),
+        ours: ours(
+            "bench --model MODELS/smollm2-135m --dtype f32 --train --batch 4 --seq 256 --target all-linear --rank 8 --repeat 5",
+            TRAIN,
+        ),
         peers: &[torch(
             "torch f32 + PEFT",
             "torch_peft.py",
-            "MODELS/smollm2-135m --dtype float32 --batch 4 --seq 256",
+            "MODELS/smollm2-135m --dtype float32 --batch 4 --seq 256 --target all-linear --rank 8 --repeat 5",
             TRAIN,
         )],
         goal: speed(2.5),
@@ -128,45 +137,45 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "prefill-smollm2",
         title: "prefill of 512 tokens, SmolLM2-135M, bf16",
-        ours: ours("bench --model MODELS/smollm2-135m --prompt 512 --gen 1", PREFILL),
+        ours: ours("bench --model MODELS/smollm2-135m --dtype bf16 --prompt 512 --gen 1 --repeat 5", PREFILL),
         peers: &[
             torch(
                 "torch bf16",
                 "torch_generate.py",
-                "MODELS/smollm2-135m --dtype bfloat16 --prompt 512 --gen 1",
+                "MODELS/smollm2-135m --dtype bfloat16 --prompt 512 --gen 1 --repeat 5",
                 PREFILL,
             ),
-            llama("llama.cpp BF16", "MODELS/smol-BF16.gguf --prompt 512 --gen 1", PREFILL),
+            llama("llama.cpp BF16", "MODELS/smol-BF16.gguf --prompt 512 --gen 1 --repeat 5", PREFILL),
         ],
         goal: speed(1.3),
     },
     Work {
         name: "decode-smollm2",
         title: "decode of 128 tokens after 16, SmolLM2-135M, bf16",
-        ours: ours("bench --model MODELS/smollm2-135m --prompt 16 --gen 128", DECODE),
+        ours: ours("bench --model MODELS/smollm2-135m --dtype bf16 --prompt 16 --gen 128 --repeat 5", DECODE),
         peers: &[
             torch(
                 "torch bf16",
                 "torch_generate.py",
-                "MODELS/smollm2-135m --dtype bfloat16 --prompt 16 --gen 128",
+                "MODELS/smollm2-135m --dtype bfloat16 --prompt 16 --gen 128 --repeat 5",
                 DECODE,
             ),
-            llama("llama.cpp BF16", "MODELS/smol-BF16.gguf --prompt 16 --gen 128", DECODE),
+            llama("llama.cpp BF16", "MODELS/smol-BF16.gguf --prompt 16 --gen 128 --repeat 5", DECODE),
         ],
         goal: speed(1.4),
     },
     Work {
         name: "decode-qwen",
         title: "decode of 128 tokens after 16, Qwen2.5-0.5B's shape, bf16",
-        ours: ours("bench --model MODELS/qwen05-rand --prompt 16 --gen 128", DECODE),
+        ours: ours("bench --model MODELS/qwen05-rand --dtype bf16 --prompt 16 --gen 128 --repeat 5", DECODE),
         peers: &[
             torch(
                 "torch bf16",
                 "torch_generate.py",
-                "MODELS/qwen05-rand --dtype bfloat16 --prompt 16 --gen 128",
+                "MODELS/qwen05-rand --dtype bfloat16 --prompt 16 --gen 128 --repeat 5",
                 DECODE,
             ),
-            llama("llama.cpp BF16", "MODELS/qwen05-BF16.gguf --prompt 16 --gen 128", DECODE),
+            llama("llama.cpp BF16", "MODELS/qwen05-BF16.gguf --prompt 16 --gen 128 --repeat 5", DECODE),
         ],
         goal: speed(1.4),
     },
@@ -201,24 +210,24 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "embed-short",
         title: "256 texts of 12 words, all-MiniLM-L6-v2, `--dtype bf16`",
-        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/short.txt", TEXTS),
+        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/short.txt --repeat 5", TEXTS),
         peers: &[
             torch(
                 "sentence-transformers, torch bf16",
                 "sentence_transformers_encode.py",
-                "MODELS/all-minilm TEXTS/short.txt --dtype bfloat16",
+                "MODELS/all-minilm TEXTS/short.txt --dtype bfloat16 --repeat 5",
                 TEXTS,
             ),
             torch(
                 "torch f32",
                 "sentence_transformers_encode.py",
-                "MODELS/all-minilm TEXTS/short.txt --dtype float32",
+                "MODELS/all-minilm TEXTS/short.txt --dtype float32 --repeat 5",
                 TEXTS,
             ),
             torch(
                 "ONNX Runtime f32",
                 "onnx_encode.py",
-                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/short.txt",
+                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/short.txt --repeat 5",
                 TEXTS,
             ),
         ],
@@ -227,24 +236,24 @@ pub(super) const WORKS: &[Work] = &[
     Work {
         name: "embed-long",
         title: "64 texts of 150 words, all-MiniLM-L6-v2, `--dtype bf16`",
-        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/long.txt", TEXTS),
+        ours: ours("bench --model MODELS/all-minilm --dtype bf16 --texts TEXTS/long.txt --repeat 5", TEXTS),
         peers: &[
             torch(
                 "sentence-transformers, torch bf16",
                 "sentence_transformers_encode.py",
-                "MODELS/all-minilm TEXTS/long.txt --dtype bfloat16",
+                "MODELS/all-minilm TEXTS/long.txt --dtype bfloat16 --repeat 5",
                 TEXTS,
             ),
             torch(
                 "torch f32",
                 "sentence_transformers_encode.py",
-                "MODELS/all-minilm TEXTS/long.txt --dtype float32",
+                "MODELS/all-minilm TEXTS/long.txt --dtype float32 --repeat 5",
                 TEXTS,
             ),
             torch(
                 "ONNX Runtime f32",
                 "onnx_encode.py",
-                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/long.txt",
+                "MODELS/all-minilm MODELS/all-minilm.onnx TEXTS/long.txt --repeat 5",
                 TEXTS,
             ),
         ],
