@@ -1,4 +1,5 @@
-//! CPU kernels over plain `f32` slices. Know nothing of graphs or gradients; [`crate::ops`] gives them those.
+//! CPU kernels over plain slices: numbers in `f32`, matrices in their own dtype. Know nothing of graphs or gradients; [`crate::ops`]
+//! gives them those.
 //!
 //! However the work is cut into units, each output element is computed within one, in one order, so results are the same
 //! bit for bit on one thread or many.
@@ -73,12 +74,6 @@ impl Shared {
         Self { start: data.as_mut_ptr(), len: data.len() }
     }
 
-    /// The pointer to element `offset`, from where `rows` rows of `cols` elements, `stride` apart, are in bounds.
-    pub(crate) fn block(self, offset: usize, (rows, cols): (usize, usize), stride: usize) -> *mut f32 {
-        assert!(offset <= self.len && holds(self.len - offset, rows, stride, cols), "kernel out of bounds");
-        self.start.wrapping_add(offset)
-    }
-
     /// Elements `start..start + len`.
     ///
     /// # Safety
@@ -86,8 +81,9 @@ impl Shared {
     /// buffer outlives it.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
-        // SAFETY: in bounds, as `block` asserts; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.block(start, (1, len), 0), len) }
+        assert!(start <= self.len && len <= self.len - start, "kernel out of bounds");
+        // SAFETY: in bounds, as asserted; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 

@@ -1,18 +1,8 @@
 //! Properties of the search: it finds what sorting the dot products of plain loops in `f64` finds, on any number of
 //! threads. Knows nothing of files.
 
-use super::*;
+use super::{super::tests::noise, *};
 use proptest::prelude::*;
-
-/// Numbers in −1..1 from a seed.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 /// Rows in one of the forms.
 enum Stored {
