@@ -3,7 +3,8 @@
 //! What is faster is decided by the maker and the kind of CPU, not by a measurement at the start: a busy machine must not change the
 //! numbers of a run (docs/adr/0008-the-faster-arithmetic.md).
 
-/// Whether it has AVX2, with the multiply-add of `f32` (FMA).
+/// Whether it has AVX2, with the multiply-add of `f32` (FMA), as all with AVX-512 have.
+#[inline(always)]
 pub(crate) fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
     let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -114,5 +115,6 @@ mod tests {
         let has = |flag| info.split_whitespace().any(|has| has == flag);
         assert_eq!((has_avx512(), has_bf16()), (has("avx512f"), has("avx512_bf16")));
         assert_eq!(has_avx2(), has("avx2") && has("fma"));
+        assert!(has_avx2() || !has_avx512());
     }
 }

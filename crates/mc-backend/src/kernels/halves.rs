@@ -1,6 +1,8 @@
 //! Dot products of rows of `f16` with an `f32` vector, as [`super::simd::dot`] adds them up, bit for bit. The CPU's own conversion takes one
 //! instruction for each vector, where a conversion in plain Rust takes eight, which is slower than memory.
 
+#[cfg(target_arch = "x86_64")]
+use super::cpu;
 use super::simd::row_dots;
 use half::f16;
 
@@ -14,7 +16,7 @@ pub(crate) fn dots(x: &[f16], query: &[f32], out: &mut [f32]) {
 /// In AVX-512, if this CPU has it; whether it was done.
 fn dots_avx512(x: &[f16], query: &[f32], out: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if cpu::has_avx512() {
         // SAFETY: the CPU has AVX-512.
         #[allow(unsafe_code)]
         unsafe {
@@ -29,7 +31,7 @@ fn dots_avx512(x: &[f16], query: &[f32], out: &mut [f32]) -> bool {
 /// As [`dots_avx512`], in AVX2.
 fn dots_avx2(x: &[f16], query: &[f32], out: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+    if cpu::has_avx2() && is_x86_feature_detected!("f16c") {
         // SAFETY: the CPU has the instructions.
         #[allow(unsafe_code)]
         unsafe {
@@ -136,10 +138,7 @@ mod tests {
     fn every_form_gives_the_same_bits() {
         // What would be as right, and slow.
         #[cfg(target_arch = "x86_64")]
-        assert!(
-            dots_avx2(&[], &[1.0], &mut []) || !is_x86_feature_detected!("avx2"),
-            "the CPU's conversion is not used"
-        );
+        assert!(dots_avx2(&[], &[1.0], &mut []) || !cpu::has_avx2(), "the CPU's conversion is not used");
         let bits = |i: usize| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
         for width in (1..140).chain([384, 1000]) {
             let rows = 1 + width % 4;

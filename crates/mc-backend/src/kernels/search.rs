@@ -4,6 +4,8 @@
 //! the cache, for every query, and each block keeps only its best, so nothing is sorted but what may be returned.
 //! Knows nothing of files, of what the rows stand for, or of their lengths: whoever wants cosines normalises.
 
+#[cfg(target_arch = "x86_64")]
+use super::cpu;
 use super::{
     halves,
     simd::{row_dots, simd},
@@ -291,7 +293,7 @@ fn bytes_avx512(codes: &[u8], query: &[i8], scores: &mut [f32]) -> bool {
 /// As [`bytes_avx512`], in AVX2.
 fn bytes_avx2(codes: &[u8], query: &[i8], scores: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if cpu::has_avx2() {
         // SAFETY: the CPU has AVX2.
         #[allow(unsafe_code)]
         unsafe {

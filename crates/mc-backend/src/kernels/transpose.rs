@@ -4,7 +4,7 @@
 //! element by who asks.
 
 #[cfg(target_arch = "x86_64")]
-use super::cpu::has_avx512;
+use super::cpu::{has_avx2, has_avx512};
 use super::{simd::Element, tile::LANES};
 use half::bf16;
 
@@ -36,7 +36,7 @@ pub(crate) fn transpose(square: &mut [[u32; LANES]; LANES]) {
 #[inline(always)]
 pub(crate) fn columns<T: Element>(x: &[T], stride: usize, to: &mut [[u32; LANES]]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if has_avx512() || is_x86_feature_detected!("avx2") {
+    if has_avx2() {
         let width = to.len() * size_of::<u32>() / size_of::<T>();
         assert!(to.len().is_multiple_of(LANES), "columns of part of a square");
         assert!(super::holds(x.len(), LANES, stride, width), "rows of columns out of bounds");
@@ -288,7 +288,7 @@ mod tests {
         assert!(!columns(&rows, stride, &mut units) || right(&units));
         // Which a CPU with AVX-512 does not choose.
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if has_avx2() {
             let mut units = [[0u32; LANES]; 2 * LANES];
             // SAFETY: the CPU has AVX2, and 16 rows of 32 numbers are there.
             #[allow(unsafe_code)]
@@ -306,7 +306,7 @@ mod tests {
         let fails = |f: &dyn Fn() -> bool| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
         let (x, halves) = ([0.5f32; 16 * 20], [bf16::ONE; 16 * 20]);
         let done = columns(&x[..16 * 17 - 1], 17, &mut [[0; LANES]; LANES]);
-        assert_eq!(done, has_avx512() || is_x86_feature_detected!("avx2"));
+        assert_eq!(done, has_avx2());
         if done {
             for stride in [17, usize::MAX / 15 + 2, usize::MAX] {
                 assert!(fails(&|| columns(&x[..16 * 17 - 2], stride, &mut [[0; LANES]; LANES])), "{stride}");

@@ -221,7 +221,7 @@ pub(super) mod avx2 {
 
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) mod avx2 {
-    //! No other CPU has the form, as [`super::is_read`] says: nothing of this runs.
+    //! No other CPU has the form, as [`super::super::Code::is_read`] says: nothing of this runs.
     #![allow(unsafe_code)]
 
     /// # Safety

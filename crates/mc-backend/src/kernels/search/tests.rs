@@ -99,7 +99,7 @@ proptest! {
         let (mut chosen, mut portable) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
         // What would be as right, and slow.
         #[cfg(target_arch = "x86_64")]
-        prop_assert!(bytes_avx2(&[], &[1], &mut []) || !is_x86_feature_detected!("avx2"), "AVX2 is not used");
+        prop_assert!(bytes_avx2(&[], &[1], &mut []) || !cpu::has_avx2(), "AVX2 is not used");
         // Any bytes, the extremes as well.
         let codes: Vec<u8> = x.iter().map(|x| (x * 200.0).clamp(-128.0, 127.0) as i8 as u8).collect();
         let query: Vec<i8> = query.iter().map(|x| (x * 200.0).clamp(-127.0, 127.0) as i8).collect();
