@@ -10,7 +10,7 @@ fn fine_tuning_the_embedded_model_teaches_it_held_out_requests() {
     let exact = of("exact");
     let (before, after, requests) = (&exact["before"], exact["after"].as_u64().unwrap(), exact["of"].as_u64().unwrap());
     assert_eq!((before.as_u64(), requests), (Some(0), 105), "{exact}");
-    // 91 to 96 with different seeds and numbers of threads; below 80 % something is broken.
+    // 90 to 96 with different seeds and numbers of threads; below 80 % something is broken.
     assert!(after * 100 >= requests * 80, "{exact}");
     assert!(of("done")["eval"]["loss"].as_f64().unwrap() < 0.2);
 
