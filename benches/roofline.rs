@@ -195,27 +195,35 @@ fn best(threads: usize, work: f64, f: impl Fn(usize) + Sync) -> f64 {
 /// GFLOP/s of multiplications that need no memory, in `f32` or, where the CPU has them, in pairs of `bf16`.
 fn peak(threads: usize, bf16: bool) -> f64 {
     const ROUNDS: usize = 4_000_000;
+    let limit = |of_a_round: usize, f: &(dyn Fn() -> f32 + Sync)| {
+        best(threads, (threads * ROUNDS * of_a_round) as f64, |_| _ = black_box(f()))
+    };
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && (!bf16 || is_x86_feature_detected!("avx512bf16")) {
-        let flop = (threads * ROUNDS * avx512::SUMS * 16 * if bf16 { 4 } else { 2 }) as f64;
-        return best(threads, flop, |_| {
+    #[allow(unsafe_code)]
+    {
+        if bf16 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
             // SAFETY: the CPU has what is called.
-            #[allow(unsafe_code)]
-            unsafe {
-                black_box(if bf16 { avx512::bf16(ROUNDS) } else { avx512::f32(ROUNDS) });
-            }
-        });
+            return limit(avx512::SUMS * 16 * 4, &|| unsafe { avx512::bf16(ROUNDS) });
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: as above.
+            return limit(avx512::SUMS * 16 * 2, &|| unsafe { avx512::f32(ROUNDS) });
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: as above.
+            return limit(avx2::SUMS * 8 * 2, &|| unsafe { avx2::f32(ROUNDS) });
+        }
     }
-    let flop = (threads * ROUNDS * 64 * 2) as f64;
     let _ = bf16;
-    best(threads, flop, |_| {
+    limit(64 * 2, &|| {
         let mut sums = [1f32; 64];
         for _ in 0..ROUNDS {
             for sum in &mut sums {
-                *sum = sum.mul_add(0.999, 1e-3);
+                // An x86 that comes here has no multiply-add: `mul_add` would call a function.
+                *sum = if cfg!(target_arch = "x86_64") { *sum * 0.999 + 1e-3 } else { sum.mul_add(0.999, 1e-3) };
             }
         }
-        black_box(sums);
+        sums.iter().sum()
     })
 }
 
@@ -240,6 +248,34 @@ fn reading(threads: usize) -> f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
+mod avx2 {
+    //! For CPUs without AVX-512.
+    #![allow(unsafe_code, clippy::wildcard_imports)]
+
+    use std::arch::x86_64::*;
+
+    /// Sums that do not wait for each other; with the factor they fit into the 16 registers.
+    pub(super) const SUMS: usize = 12;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn f32(rounds: usize) -> f32 {
+        let small = _mm256_set1_ps(1e-3);
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(small, small, *sum);
+            }
+        }
+        let mut total = _mm256_setzero_ps();
+        for sum in sums {
+            total = _mm256_add_ps(total, sum);
+        }
+        // SAFETY: both are 8 numbers of 32 bits.
+        unsafe { std::mem::transmute::<__m256, [f32; 8]>(total) }.iter().sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx512 {
     //! Loops that do one thing.
     #![allow(unsafe_code, clippy::wildcard_imports)]
@@ -252,7 +288,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn bf16(rounds: usize) -> f32 {
         // SAFETY: both are 512 bits.
-        let ones = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3C00_3C00)) };
+        let ones = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3F80_3F80)) };
         let mut sums = [_mm512_setzero_ps(); SUMS];
         for _ in 0..rounds {
             for sum in &mut sums {
