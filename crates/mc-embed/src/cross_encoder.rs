@@ -4,7 +4,8 @@ use crate::{
     Error, ModelSource, Result,
     batches::{Plan, finite},
     directory::Directory,
-    modules::Reading,
+    modules::{Reading, SETTINGS},
+    prompts::Prompts,
     tokens::Tokens,
 };
 use candle_core::{DType, Device};
@@ -27,6 +28,8 @@ use serde_json::Value;
 pub struct CrossEncoder {
     classifier: Classifier,
     tokens: Tokens,
+    /// Stands before each query.
+    prompt: String,
     activation: Activation,
 }
 
@@ -81,18 +84,21 @@ impl CrossEncoder {
         };
         let tokens = Tokens::read(&directory, reading, &**classifier.encoder())?;
         let activation = activation(&directory)?;
-        Ok(Self { classifier, tokens, activation })
+        let prompts =
+            directory.json(SETTINGS)?.map_or_else(|| Ok(Prompts::default()), |config| Prompts::read(&config))?;
+        Ok(Self { classifier, tokens, prompt: prompts.unasked().into(), activation })
     }
 
     /// How well each document fits the query: higher is better, and between 0 and 1 unless the model says otherwise.
     ///
-    /// A pair that is too long is cut, of its longer text first.
+    /// The model's default prompt, if it has one, stands before the query. A pair that is too long is cut, of its longer
+    /// text first.
     ///
     /// # Errors
     /// If a text cannot be tokenized, a score is not finite, or a computation fails.
     pub fn score<S: AsRef<str> + Sync>(&self, query: &str, documents: &[S]) -> Result<Vec<f32>> {
         mc_backend::in_pool(|| {
-            let encoded = self.tokens.of_pairs(query, documents)?;
+            let encoded = self.tokens.of_pairs(&format!("{}{query}", self.prompt), documents)?;
             let cut = encoded.iter().filter(|pair| pair.cut).count();
             if cut > 0 {
                 tracing::warn!("{cut} of {} pairs are cut at {} tokens", documents.len(), self.tokens.limit);
@@ -144,7 +150,7 @@ impl CrossEncoder {
 fn activation(directory: &Directory) -> Result<Activation> {
     let config = directory.json("config.json")?;
     let field = |name: &str| config.as_ref().and_then(|c| c.map.get(name));
-    let newest = directory.json("config_sentence_transformers.json")?;
+    let newest = directory.json(SETTINGS)?;
     let written = [
         newest.as_ref().and_then(|c| c.map.get("activation_fn")),
         field("sentence_transformers").and_then(|s| s.get("activation_fn")),

@@ -119,12 +119,15 @@ impl Object {
         }
     }
 
+    pub(crate) fn error(&self, problem: &str, hint: Option<&str>) -> Error {
+        Error::Directory { file: self.file.clone(), problem: problem.into(), hint: hint.map(Into::into) }
+    }
+
     pub(crate) fn wrong(&self, field: &str, found: &Value, expected: &str) -> Error {
-        let problem = format!("`{field}` is {found}, expected {expected}");
-        Error::Directory { file: self.file.clone(), problem, hint: None }
+        self.error(&format!("`{field}` is {found}, expected {expected}"), None)
     }
 
     pub(crate) fn missing(&self, field: &str) -> Error {
-        Error::Directory { file: self.file.clone(), problem: format!("`{field}` is missing"), hint: None }
+        self.error(&format!("`{field}` is missing"), None)
     }
 }

@@ -105,11 +105,11 @@ impl EmbeddingModel {
     pub fn from_dir(dir: &ModelDir, loader: &ModelLoader) -> Result<Self> {
         let directory = Directory::new(dir.clone());
         let mut recipe = Recipe::read(&directory)?;
-        if recipe.prompts.iter().all(|(_, prompt)| prompt.is_empty())
+        if recipe.prompts.named.iter().all(|(_, prompt)| prompt.is_empty())
             && let Some(known) = EmbeddingModelType::from_id(dir.name()).map(EmbeddingModelType::prompts)
             && !known.is_empty()
         {
-            recipe.prompts = known.iter().map(|(name, prompt)| ((*name).into(), (*prompt).into())).collect();
+            recipe.prompts.named = known.iter().map(|(name, prompt)| ((*name).into(), (*prompt).into())).collect();
         }
         let transformer = recipe.transformer.dir()?;
         let encoder = loader.load_encoder_dir(&transformer)?;
@@ -159,7 +159,7 @@ impl EmbeddingModel {
 
     /// The model's prompts by name.
     pub fn prompts(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.recipe.prompts.iter().map(|(name, prompt)| (name.as_str(), prompt.as_str()))
+        self.recipe.prompts.named.iter().map(|(name, prompt)| (name.as_str(), prompt.as_str()))
     }
 
     /// What the model does to a text, in one line.
@@ -279,13 +279,13 @@ impl EmbeddingModel {
     /// # Errors
     /// If a prompt is asked for by a name that the model does not have.
     pub fn prompt<'a>(&'a self, prompt: Prompt<'a>) -> Result<&'a str> {
-        let find = |name: &str| self.prompts().find(|(known, _)| *known == name).map(|(_, prompt)| prompt);
+        let find = |name: &str| self.recipe.prompts.get(name);
         let missing = |name: &str| {
             let known = self.prompts().map(|(name, _)| name.to_string()).collect();
             Error::Prompt { name: name.into(), known }
         };
         match prompt {
-            Prompt::Default => Ok(self.recipe.default_prompt.as_deref().and_then(find).unwrap_or_default()),
+            Prompt::Default => Ok(self.recipe.prompts.unasked()),
             Prompt::Query => Ok(find("query").unwrap_or_default()),
             Prompt::Document => Ok(["document", "passage", "corpus"].into_iter().find_map(find).unwrap_or_default()),
             Prompt::Named(name) => find(name).ok_or_else(|| missing(name)),

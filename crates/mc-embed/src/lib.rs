@@ -24,6 +24,7 @@ pub mod index;
 mod known;
 mod modules;
 mod pooling;
+mod prompts;
 mod tokens;
 
 pub use cross_encoder::{CrossEncoder, Ranked};

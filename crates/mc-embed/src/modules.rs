@@ -5,6 +5,7 @@ use crate::{
     Error, Result,
     directory::{Directory, Object},
     pooling::{Pooling, PoolingMode},
+    prompts::Prompts,
     tokens::cut_side,
 };
 use candle_core::{D, DType, Device, Tensor};
@@ -23,9 +24,7 @@ pub(crate) struct Recipe {
     pub(crate) reading: Reading,
     pub(crate) pooling: Pooling,
     pub(crate) steps: Vec<Step>,
-    /// By name, in the order of the file.
-    pub(crate) prompts: Vec<(String, String)>,
-    pub(crate) default_prompt: Option<String>,
+    pub(crate) prompts: Prompts,
 }
 
 /// What `sentence_bert_config.json` says of how texts are read.
@@ -46,6 +45,7 @@ pub(crate) enum Step {
 }
 
 const MODULES: &str = "modules.json";
+pub(crate) const SETTINGS: &str = "config_sentence_transformers.json";
 const WEIGHTS: &str = "model.safetensors";
 
 impl Recipe {
@@ -57,10 +57,11 @@ impl Recipe {
             reading: Reading::default(),
             pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
             steps: vec![],
-            prompts: vec![],
-            default_prompt: None,
+            prompts: Prompts::default(),
         };
-        recipe.read_settings(directory)?;
+        if let Some(config) = directory.json(SETTINGS)? {
+            recipe.prompts = Prompts::read(&config)?;
+        }
         let Some(modules) = directory.value(MODULES)? else {
             if is_causal(directory)? {
                 recipe.pooling.modes = vec![PoolingMode::LastToken];
@@ -110,31 +111,6 @@ impl Recipe {
             return Err(wrong("has no Pooling after a Transformer, so nothing makes one vector of a text"));
         }
         Ok(recipe)
-    }
-
-    /// `config_sentence_transformers.json`.
-    fn read_settings(&mut self, directory: &Directory) -> Result<()> {
-        const FILE: &str = "config_sentence_transformers.json";
-        let Some(config) = directory.json(FILE)? else { return Ok(()) };
-        if let Some(prompts) = config.map.get("prompts").filter(|v| !v.is_null()) {
-            let Value::Object(map) = prompts else { return Err(config.wrong("prompts", prompts, "an object")) };
-            for (name, prompt) in map {
-                match prompt {
-                    Value::String(text) => self.prompts.push((name.clone(), text.clone())),
-                    Value::Null => {}
-                    other => return Err(config.wrong(&format!("prompts.{name}"), other, "a string")),
-                }
-            }
-        }
-        self.default_prompt = config.text("default_prompt_name")?.map(Into::into);
-        match &self.default_prompt {
-            Some(name) if !self.prompts.iter().any(|(known, _)| known == name) => Err(directory.error(
-                FILE,
-                &format!("`default_prompt_name` is `{name}`, which is no prompt of it"),
-                None,
-            )),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -478,6 +478,24 @@ fn settings_of_a_reranker() -> Result<()> {
     Ok(())
 }
 
+/// A reranker has no other prompt than its default one, and that stands before the query alone.
+#[test]
+fn the_prompt_of_a_reranker() -> Result<()> {
+    let copy = Copy::of("cross/bert-prompt")?;
+    let score = |query: &str| -> Result<_> {
+        Ok(CrossEncoder::load(copy.0.path(), &ModelLoader::new())?.score(query, &["bread"])?[0])
+    };
+    let settings = "config_sentence_transformers.json";
+    let prompted = score("copper")?;
+    copy.set(settings, "default_prompt_name", &Value::Null)?;
+    assert_eq!(score("which metal: copper")?, prompted);
+    assert_ne!(score("copper")?, prompted);
+    copy.set(settings, "default_prompt_name", &json!("passage"))?;
+    let load = CrossEncoder::load(copy.0.path(), &ModelLoader::new());
+    check_error(load, "`default_prompt_name` is `passage`, which is no prompt of it", None);
+    Ok(())
+}
+
 /// A pair has token types 0 and 1; a model whose table has one row has no second.
 #[test]
 fn a_token_type_that_the_model_has_not() -> Result<()> {

@@ -187,7 +187,7 @@ fn what_a_model_says_of_itself() -> Result<()> {
 #[test]
 fn reranking() -> Result<()> {
     let json = golden::json(dir("texts.json"));
-    for name in ["cross/bert", "cross/xlm-roberta", "cross/bert-identity", "cross/bert-saved"] {
+    for name in ["cross/bert", "cross/xlm-roberta", "cross/bert-identity", "cross/bert-saved", "cross/bert-prompt"] {
         let model = CrossEncoder::load(dir(name), &ModelLoader::new().with_dtype(DType::F32))?;
         let expected = expected(name);
         for i in 0..2 {

@@ -1,5 +1,6 @@
 """Makes the golden files beside this one: tiny random encoders, and what sentence-transformers says of them.
 
+With names as arguments only those cases are made, with none all of them.
 Every random number comes from a seed named after its case, so a case can be added without changing the others.
 Expected values are computed from the files as they were saved, with eager attention in f32 on one thread.
 """
@@ -7,6 +8,7 @@ Expected values are computed from the files as they were saved, with eager atten
 import json
 import os
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -296,18 +298,25 @@ CROSS = {
         tokenizer=wordpiece, length=64, types=False,
     ),
     # As CrossEncoder writes it.
-    "bert-saved": dict(config=bert(num_labels=1, num_hidden_layers=1, hidden_size=16), tokenizer=wordpiece, length=55, activation=torch.nn.Identity()),
+    "bert-saved": dict(config=bert(num_labels=1, num_hidden_layers=1, hidden_size=16), tokenizer=wordpiece, length=55, saved=dict(activation_fn=torch.nn.Identity())),
+    # With a prompt, which stands before each query.
+    "bert-prompt": dict(
+        config=bert(num_labels=1, num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, length=60,
+        saved=dict(prompts={"other": "silver ", "query": "which metal: "}, default_prompt_name="query"),
+    ),
 }
 
 
 def main():
-    for part in ("models", "cross"):
-        shutil.rmtree(HERE / part, ignore_errors=True)
+    names = sys.argv[1:]
     write_json(HERE / "texts.json", {"texts": TEXTS, "pairs": PAIRS})
-    for name, case in MODELS.items():
-        make_model(HERE / "models" / name, name, case)
-    for name, case in CROSS.items():
-        make_cross(HERE / "cross" / name, name, case)
+    for part, cases, make in (("models", MODELS, make_model), ("cross", CROSS, make_cross)):
+        if not names:
+            shutil.rmtree(HERE / part, ignore_errors=True)
+        for name, case in cases.items():
+            if not names or f"{part}/{name}" in names:
+                shutil.rmtree(HERE / part / name, ignore_errors=True)
+                make(HERE / part / name, name, case)
 
 
 def make_transformer(directory, name, case, auto):
@@ -396,15 +405,18 @@ def write_modules(directory, name, case):
 def make_cross(directory, name, case):
     make_transformer(directory, f"cross {name}", case, transformers.AutoModelForSequenceClassification)
     options = dict(device="cpu", local_files_only=True, model_kwargs={"attn_implementation": "eager"})
-    if "activation" in case:
-        model = CrossEncoder(str(directory), activation_fn=case["activation"], **options)
+    if "saved" in case:
+        model = CrossEncoder(str(directory), **case["saved"], **options)
         shutil.rmtree(directory)
         model.save_pretrained(str(directory), create_model_card=False)
     model = CrossEncoder(str(directory), **options)
     expected = {}
     for index, (query, documents) in enumerate(PAIRS):
         pairs = [(query, document) for document in documents]
-        expected[f"scores.{index}"] = model.predict(pairs, convert_to_tensor=True, show_progress_bar=False, batch_size=4)
+        arguments = dict(convert_to_tensor=True, show_progress_bar=False, batch_size=4)
+        expected[f"scores.{index}"] = model.predict(pairs, **arguments)
+        if model.default_prompt_name is not None:
+            assert (model.predict(pairs, prompt="", **arguments) - expected[f"scores.{index}"]).abs().max() > 0.001
     save_file({k: v.contiguous().clone() for k, v in expected.items()}, directory / "expected.safetensors")
     print(f"cross {name}: {expected['scores.0'].tolist()}")
 
