@@ -3,8 +3,8 @@
 use crate::{
     Error, ModelSource, Result,
     batches::{Plan, finite},
-    directory::Directory,
-    modules::{Reading, SETTINGS},
+    directory::{Directory, Object},
+    modules::{Reading, settings},
     prompts::Prompts,
     tokens::Tokens,
 };
@@ -77,15 +77,17 @@ impl CrossEncoder {
             let hint = Some("a reranker has one label; a classifier with several is something else");
             return Err(directory.error("config.json", &problem, hint));
         }
-        // As sentence-transformers has it, of a directory that it wrote itself.
-        let reading = match directory.value("modules.json")? {
-            Some(_) => Reading::read(&directory, ["sequence-classification", "logits", "scores"])?,
-            None => Reading::default(),
+        // As sentence-transformers has it: of another directory than one that it wrote itself, only what transformers reads.
+        let settings = settings(&directory, "CrossEncoder")?;
+        let (reading, prompts) = match &settings {
+            Some(config) => {
+                let reading = Reading::read(&directory, ["sequence-classification", "logits", "scores"])?;
+                (reading, Prompts::read(config)?)
+            }
+            None => Default::default(),
         };
         let tokens = Tokens::read(&directory, reading, &**classifier.encoder())?;
-        let activation = activation(&directory)?;
-        let prompts =
-            directory.json(SETTINGS)?.map_or_else(|| Ok(Prompts::default()), |config| Prompts::read(&config))?;
+        let activation = activation(&directory, settings.as_ref())?;
         Ok(Self { classifier, tokens, prompt: prompts.unasked().into(), activation })
     }
 
@@ -147,12 +149,11 @@ impl CrossEncoder {
 }
 
 /// What is done to a score, by the first file that says it; for one label a sigmoid.
-fn activation(directory: &Directory) -> Result<Activation> {
+fn activation(directory: &Directory, settings: Option<&Object>) -> Result<Activation> {
     let config = directory.json("config.json")?;
     let field = |name: &str| config.as_ref().and_then(|c| c.map.get(name));
-    let newest = directory.json(SETTINGS)?;
     let written = [
-        newest.as_ref().and_then(|c| c.map.get("activation_fn")),
+        settings.and_then(|c| c.map.get("activation_fn")),
         field("sentence_transformers").and_then(|s| s.get("activation_fn")),
         field("sbert_ce_default_activation_function"),
     ];

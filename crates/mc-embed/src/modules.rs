@@ -45,7 +45,7 @@ pub(crate) enum Step {
 }
 
 const MODULES: &str = "modules.json";
-pub(crate) const SETTINGS: &str = "config_sentence_transformers.json";
+const SETTINGS: &str = "config_sentence_transformers.json";
 const WEIGHTS: &str = "model.safetensors";
 
 impl Recipe {
@@ -59,9 +59,6 @@ impl Recipe {
             steps: vec![],
             prompts: Prompts::default(),
         };
-        if let Some(config) = directory.json(SETTINGS)? {
-            recipe.prompts = Prompts::read(&config)?;
-        }
         let Some(modules) = directory.value(MODULES)? else {
             if is_causal(directory)? {
                 recipe.pooling.modes = vec![PoolingMode::LastToken];
@@ -69,6 +66,9 @@ impl Recipe {
             return Ok(recipe);
         };
         recipe.bare = false;
+        if let Some(config) = settings(directory, "SentenceTransformer")? {
+            recipe.prompts = Prompts::read(&config)?;
+        }
         let wrong = |what: &str| directory.error(MODULES, what, None);
         let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules")) };
         let mut pooled = false;
@@ -112,6 +112,17 @@ impl Recipe {
         }
         Ok(recipe)
     }
+}
+
+/// `config_sentence_transformers.json` of a model that was saved as this kind. As sentence-transformers has it, the file is
+/// read with `modules.json` alone, and not of a model of another kind.
+pub(crate) fn settings(directory: &Directory, kind: &str) -> Result<Option<Object>> {
+    if directory.value(MODULES)?.is_none() {
+        return Ok(None);
+    }
+    let Some(config) = directory.json(SETTINGS)? else { return Ok(None) };
+    let is_kind = config.text("model_type")?.unwrap_or("SentenceTransformer") == kind;
+    Ok(is_kind.then_some(config))
 }
 
 /// What a transformer is asked for: its task, what is taken of what it gives, and what the modules behind it call that.

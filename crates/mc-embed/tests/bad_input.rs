@@ -122,7 +122,7 @@ fn dimensions_and_prompts_that_there_are_not() -> Result<()> {
 /// E5's directories name no prompts, and what sentence-transformers writes then are empty ones.
 #[test]
 fn prompts_of_a_known_model() -> Result<()> {
-    let copy = Copy::of("models/bert-bare")?;
+    let copy = Copy::of("models/bert-mean")?;
     let settings = "config_sentence_transformers.json";
     for prompts in [Value::Null, json!({"query": "", "document": ""})] {
         copy.write(settings, &json!({"prompts": prompts}))?;
@@ -144,6 +144,36 @@ fn prompts_of_a_known_model() -> Result<()> {
     let dir = ModelDir::open(copy.0.path())?.with_name("intfloat/e5-small-v2");
     let model = EmbeddingModel::from_dir(&dir, &ModelLoader::new())?;
     assert_eq!((model.prompt(Prompt::Query)?, model.prompt(Prompt::Document)?), ("find: ", ""));
+    Ok(())
+}
+
+/// As sentence-transformers has it, a file of settings belongs to `modules.json` and to one kind of model.
+#[test]
+fn settings_without_modules() -> Result<()> {
+    let settings = "config_sentence_transformers.json";
+    let copy = Copy::of("models/bert-bare")?;
+    copy.write(settings, &json!({"prompts": {"query": "find: "}, "default_prompt_name": "query"}))?;
+    assert_eq!(copy.load()?.prompts().count(), 0);
+    let dir = ModelDir::open(copy.0.path())?.with_name("intfloat/e5-small-v2");
+    let known = EmbeddingModel::from_dir(&dir, &ModelLoader::new())?;
+    assert_eq!(known.prompt(Prompt::Query)?, "query: ", "a known model has its own");
+    // A reranker: its activation and its prompt are those of the file, or a sigmoid and none.
+    let of_logit = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+    for change in [
+        &(|copy: &Copy| Ok(fs::remove_file(copy.0.path().join("modules.json"))?)) as &dyn Fn(&Copy) -> Result<()>,
+        &|copy: &Copy| copy.set("config_sentence_transformers.json", "model_type", &Value::Null),
+    ] {
+        let copy = Copy::of("cross/bert-saved")?;
+        let score = |query: &str| -> Result<_> {
+            Ok(CrossEncoder::load(copy.0.path(), &ModelLoader::new())?.score(query, &["bread"])?[0])
+        };
+        let logit = score("river")?;
+        copy.set(settings, "prompts", &json!({"query": "find: "}))?;
+        copy.set(settings, "default_prompt_name", &json!("query"))?;
+        assert_ne!(score("river")?, logit);
+        change(&copy)?;
+        assert!((score("river")? - of_logit(logit)).abs() < 1e-6);
+    }
     Ok(())
 }
 
