@@ -1,10 +1,10 @@
 //! Reranking: a model reads a query and a document together and says how well they fit.
 
 use crate::{
-    Error, ModelSource, Result,
+    ModelSource, Result,
     batches::{Plan, finite},
     directory::{Directory, Object},
-    modules::{Reading, settings},
+    modules::{Reading, of_torch, settings},
     prompts::Prompts,
     tokens::Tokens,
 };
@@ -12,7 +12,6 @@ use candle_core::{DType, Device};
 use mc_checkpoint::ModelDir;
 use mc_models::{Classifier, ModelLoader, Texts, open_model};
 use mc_text::Encoded;
-use serde_json::Value;
 
 /// A model that scores pairs of texts.
 ///
@@ -87,7 +86,8 @@ impl CrossEncoder {
             None => Default::default(),
         };
         let tokens = Tokens::read(&directory, reading, &**classifier.encoder())?;
-        let activation = activation(&directory, settings.as_ref())?;
+        let config = directory.object("config.json")?;
+        let activation = activation(&config, settings.as_ref())?;
         Ok(Self { classifier, tokens, prompt: prompts.unasked().into(), activation })
     }
 
@@ -149,21 +149,21 @@ impl CrossEncoder {
 }
 
 /// What is done to a score, by the first file that says it; for one label a sigmoid.
-fn activation(directory: &Directory, settings: Option<&Object>) -> Result<Activation> {
-    let config = directory.json("config.json")?;
-    let field = |name: &str| config.as_ref().and_then(|c| c.map.get(name));
-    let written = [
-        settings.and_then(|c| c.map.get("activation_fn")),
-        field("sentence_transformers").and_then(|s| s.get("activation_fn")),
-        field("sbert_ce_default_activation_function"),
+fn activation(config: &Object, settings: Option<&Object>) -> Result<Activation> {
+    let nested = config.object("sentence_transformers")?;
+    let places = [
+        settings.map(|settings| (settings, "activation_fn")),
+        Some((&nested, "activation_fn")),
+        Some((config, "sbert_ce_default_activation_function")),
     ];
-    let Some(found) = written.into_iter().flatten().find_map(Value::as_str) else { return Ok(Activation::Sigmoid) };
-    match found.rsplit('.').next() {
-        Some("Sigmoid") => Ok(Activation::Sigmoid),
-        Some("Identity") => Ok(Activation::Identity),
-        _ => {
-            let problem = format!("`activation_fn` is \"{found}\", expected Sigmoid or Identity");
-            Err::<_, Error>(directory.error("config.json", &problem, None))
-        }
+    for (object, field) in places.into_iter().flatten() {
+        let Some(path) = object.text(field)? else { continue };
+        // Of other programs' activations sentence-transformers makes a sigmoid, with a warning.
+        return match of_torch(path) {
+            Some("Sigmoid") => Ok(Activation::Sigmoid),
+            Some("Identity") => Ok(Activation::Identity),
+            _ => Err(object.wrong(field, &path.into(), "Sigmoid or Identity of torch.nn")),
+        };
     }
+    Ok(Activation::Sigmoid)
 }

@@ -48,6 +48,11 @@ impl Directory {
         self.value(file)?.map(read).transpose()
     }
 
+    /// A JSON object, empty if there is no such file.
+    pub(crate) fn object(&self, file: &str) -> Result<Object> {
+        Ok(self.json(file)?.unwrap_or_else(|| Object { file: self.name(file), map: Map::new() }))
+    }
+
     /// Any JSON, `None` if there is no such file.
     pub(crate) fn value(&self, file: &str) -> Result<Option<Value>> {
         let Some(bytes) = self.dir.read(&format!("{}{file}", self.folder))? else { return Ok(None) };

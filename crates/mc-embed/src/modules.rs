@@ -211,6 +211,11 @@ fn read_config(folder: &Directory) -> Result<Object> {
     folder.json("config.json")?.ok_or_else(|| folder.error("config.json", "is missing", Some(hint)))
 }
 
+/// The class of torch that a path like `torch.nn.modules.activation.Tanh` names.
+pub(crate) fn of_torch(path: &str) -> Option<&str> {
+    path.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next())
+}
+
 /// A module that follows the pooling changes what that made.
 fn check_names(config: &Object) -> Result<()> {
     for field in ["module_input_name", "module_output_name"] {
@@ -287,7 +292,7 @@ impl Dense {
             // What sentence-transformers takes where nothing is said.
             None => DenseActivation::Tanh,
             // Of other programs' activations sentence-transformers makes a tanh, with a warning.
-            Some(path) => match path.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next()) {
+            Some(path) => match of_torch(path) {
                 Some("Identity") => DenseActivation::Identity,
                 Some("Tanh") => DenseActivation::Tanh,
                 Some("ReLU") => DenseActivation::Relu,

@@ -551,13 +551,23 @@ fn what_is_no_reranker() -> Result<()> {
         change(&copy)?;
         Ok(CrossEncoder::load(copy.0.path(), &ModelLoader::new()))
     };
-    let activation =
-        |copy: &Copy| copy.set("config.json", "sbert_ce_default_activation_function", &json!("torch.nn.Softmax"));
-    check_error(
-        load("cross/bert", &activation)?,
-        "`activation_fn` is \"torch.nn.Softmax\", expected Sigmoid or Identity",
-        None,
-    );
+    // In each place that may name an activation; those of other programs are refused, whatever their last word is.
+    for (name, file, field, nested) in [
+        ("cross/bert", "config.json", "sbert_ce_default_activation_function", false),
+        ("cross/bert", "config.json", "activation_fn", true),
+        ("cross/bert-saved", "config_sentence_transformers.json", "activation_fn", false),
+    ] {
+        for path in [json!("torch.nn.Softmax"), json!("my.code.Identity"), json!("Sigmoid")] {
+            let (outer, value) =
+                if nested { ("sentence_transformers", json!({field: path})) } else { (field, path.clone()) };
+            let activation = |copy: &Copy| copy.set(file, outer, &value);
+            let message = format!("{file}: `{field}` is {path}, expected Sigmoid or Identity of torch.nn");
+            check_error(load(name, &activation)?, &message, None);
+        }
+    }
+    let number = |copy: &Copy| copy.set("config.json", "sbert_ce_default_activation_function", &json!(3));
+    let message = "`sbert_ce_default_activation_function` is 3, expected a string";
+    check_error(load("cross/bert", &number)?, message, None);
     let two = |copy: &Copy| -> Result<()> {
         let path = copy.0.path().join("model.safetensors");
         let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?;
