@@ -18,7 +18,8 @@ impl Prompts {
         for (name, prompt) in config.object("prompts")?.map {
             match prompt {
                 Value::String(text) => named.push((name, text)),
-                Value::Null => {}
+                // As sentence-transformers has it.
+                Value::Null => named.push((name, String::new())),
                 other => return Err(config.wrong(&format!("prompts.{name}"), &other, "a string")),
             }
         }

@@ -124,7 +124,7 @@ fn dimensions_and_prompts_that_there_are_not() -> Result<()> {
 fn prompts_of_a_known_model() -> Result<()> {
     let copy = Copy::of("models/bert-mean")?;
     let settings = "config_sentence_transformers.json";
-    for prompts in [Value::Null, json!({"query": "", "document": ""})] {
+    for prompts in [Value::Null, json!({"query": "", "document": ""}), json!({"query": null, "document": null})] {
         copy.write(settings, &json!({"prompts": prompts}))?;
         let dir = ModelDir::open(copy.0.path())?.with_name("intfloat/e5-small-v2");
         let model = EmbeddingModel::from_dir(&dir, &ModelLoader::new())?;
@@ -330,6 +330,12 @@ fn wrong_settings() -> Result<()> {
         copy.write(settings, &json)?;
         copy.check(message, None);
     }
+    // A prompt that is null is an empty one.
+    let null = json!({"prompts": {"document": null, "passage": "paper "}, "default_prompt_name": "document"});
+    copy.write(settings, &null)?;
+    let model = copy.load()?;
+    assert_eq!(model.prompts().collect::<Vec<_>>(), [("document", ""), ("passage", "paper ")]);
+    assert_eq!((model.prompt(Prompt::Named("document"))?, model.prompt(Prompt::Document)?), ("", ""));
     copy.write(settings, &json!({}))?;
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 0}))?;
     copy.check("`max_seq_length` is 0, expected a whole number of at least 1", None);
