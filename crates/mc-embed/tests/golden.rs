@@ -11,7 +11,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 18] = [
+const MODELS: [&str; 21] = [
     "bert-mean",
     "bert-cls-dense",
     "bert-concat",
@@ -23,6 +23,7 @@ const MODELS: [&str; 18] = [
     "xlm-roberta-mean",
     "xlm-roberta-cls",
     "roberta-cls",
+    "camembert-mean",
     "distilbert-max",
     "distilbert-folder",
     "modernbert-weighted",
@@ -30,6 +31,8 @@ const MODELS: [&str; 18] = [
     "modernbert-old",
     "qwen3-last",
     "llama-bare",
+    "mistral-last",
+    "qwen2-mean",
 ];
 
 fn dir(name: &str) -> PathBuf {
@@ -187,7 +190,14 @@ fn what_a_model_says_of_itself() -> Result<()> {
 #[test]
 fn reranking() -> Result<()> {
     let json = golden::json(dir("texts.json"));
-    for name in ["cross/bert", "cross/xlm-roberta", "cross/bert-identity", "cross/bert-saved", "cross/bert-prompt"] {
+    for name in [
+        "cross/bert",
+        "cross/xlm-roberta",
+        "cross/camembert",
+        "cross/bert-identity",
+        "cross/bert-saved",
+        "cross/bert-prompt",
+    ] {
         let model = CrossEncoder::load(dir(name), &ModelLoader::new().with_dtype(DType::F32))?;
         let expected = expected(name);
         for i in 0..2 {

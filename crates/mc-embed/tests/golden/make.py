@@ -23,11 +23,14 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
+    CamembertConfig,
     DistilBertConfig,
     LlamaConfig,
+    MistralConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
     XLMRobertaConfig,
@@ -279,6 +282,23 @@ MODELS = {
         tokenizer=qwen_bpe, modules=["pooling", "normalize"], pooling=["lasttoken"], length=100,
         prompts={"query": "Instruct: find the metal\nQuery:", "document": ""},
     ),
+    "camembert-mean": dict(
+        config=roberta(CamembertConfig, num_hidden_layers=1, hidden_size=12), tokenizer=unigram, modules=["pooling"], pooling=["mean"], length=60,
+    ),
+    "mistral-last": dict(
+        config=MistralConfig(
+            vocab_size=330, hidden_size=16, intermediate_size=21, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=256, sliding_window=None, tie_word_embeddings=True,
+        ),
+        tokenizer=qwen_bpe, modules=["pooling", "normalize"], pooling=["lasttoken"], length=90,
+    ),
+    "qwen2-mean": dict(
+        config=Qwen2Config(
+            vocab_size=330, hidden_size=16, intermediate_size=19, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=256, tie_word_embeddings=True,
+        ),
+        tokenizer=qwen_bpe, modules=["pooling", "normalize"], pooling=["mean"], length=90,
+    ),
     # What was saved to generate has no modules.
     "llama-bare": dict(
         config=LlamaConfig(
@@ -292,6 +312,7 @@ MODELS = {
 CROSS = {
     "bert": dict(config=bert(num_labels=1, hidden_size=24), tokenizer=wordpiece, length=60),
     "xlm-roberta": dict(config=roberta(num_labels=1), tokenizer=unigram, length=80),
+    "camembert": dict(config=roberta(CamembertConfig, num_labels=1, num_hidden_layers=1, hidden_size=12), tokenizer=unigram, length=70),
     # Says itself that its scores are as they come, and its tokenizer that it gives no token types.
     "bert-identity": dict(
         config=bert(num_labels=1, num_hidden_layers=1, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.0"}),
