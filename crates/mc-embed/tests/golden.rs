@@ -11,10 +11,11 @@ use std::{collections::HashMap, path::PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 21] = [
+const MODELS: [&str; 23] = [
     "bert-mean",
     "bert-cls-dense",
     "bert-concat",
+    "bert-list",
     "bert-sqrt",
     "bert-bare",
     "bert-old",
@@ -33,6 +34,7 @@ const MODELS: [&str; 21] = [
     "llama-bare",
     "mistral-last",
     "qwen2-mean",
+    "qwen2-list",
 ];
 
 fn dir(name: &str) -> PathBuf {
@@ -108,7 +110,7 @@ fn prompts() -> Result<()> {
         check(&format!("{name}: another"), &other.vectors, &expected["other"])?;
         seen += 1;
     }
-    assert_eq!(seen, 4);
+    assert_eq!(seen, 6);
     Ok(())
 }
 

@@ -221,6 +221,12 @@ MODELS = {
         config=bert(hidden_act="gelu_new", type_vocab_size=1), tokenizer=cased_wordpiece, modules=["pooling"],
         pooling=["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"], old=True, prefix="bert.", lower=True,
     ),
+    # Modes in an order of their own, of what follows the prompt.
+    "bert-list": dict(
+        config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, modules=["pooling", "normalize"], include_prompt=False,
+        pooling=["weightedmean", "max", "lasttoken", "cls", "mean_sqrt_len_tokens"], length=50,
+        prompts={"query": "which metal: ", "document": "paper "},
+    ),
     "bert-sqrt": dict(
         config=bert(num_hidden_layers=1), tokenizer=wordpiece, modules=["pooling", "dense", "dense"], pooling=["mean_sqrt_len_tokens"],
         length=30, dense=[(20, 20, False, "torch.nn.modules.linear.Identity"), (20, 19, True, "torch.nn.modules.activation.GELU")],
@@ -298,6 +304,15 @@ MODELS = {
             max_position_embeddings=256, tie_word_embeddings=True,
         ),
         tokenizer=qwen_bpe, modules=["pooling", "normalize"], pooling=["mean"], length=90,
+    ),
+    # Padded on the left, and a prompt that is left out.
+    "qwen2-list": dict(
+        config=Qwen2Config(
+            vocab_size=330, hidden_size=12, intermediate_size=17, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+            max_position_embeddings=256, tie_word_embeddings=True,
+        ),
+        tokenizer=qwen_bpe, modules=["pooling"], pooling=["weightedmean", "lasttoken", "cls"], include_prompt=False, length=70,
+        prompts={"query": "candle: ", "document": "the paper "},
     ),
     # What was saved to generate has no modules.
     "llama-bare": dict(
