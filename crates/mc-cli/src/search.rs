@@ -99,10 +99,14 @@ pub(crate) fn model_name(name: &str) -> String {
     whole.map_or(name.into(), |path| path.display().to_string())
 }
 
-/// An embedding model, with the device and dtype asked for.
+/// An embedding model, with the device and dtype asked for. What it does is said if some of that is assumed.
 pub(crate) fn open(global: &Global, name: &str) -> Result<EmbeddingModel> {
     let dir = source::open_dir(global, Some(name))?;
-    Ok(EmbeddingModel::from_dir(&dir, &global.loader()?)?)
+    let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
+    if model.assumes_pooling() {
+        global.say(model.describe());
+    }
+    Ok(model)
 }
 
 /// The first lines of a text, indented, each cut to the width of a page.

@@ -162,6 +162,11 @@ impl EmbeddingModel {
         self.recipe.prompts.named.iter().map(|(name, prompt)| (name.as_str(), prompt.as_str()))
     }
 
+    /// Whether the directory names no pooling, so that one is assumed.
+    pub fn assumes_pooling(&self) -> bool {
+        self.recipe.bare
+    }
+
     /// What the model does to a text, in one line.
     pub fn describe(&self) -> String {
         let modes: Vec<_> = self.recipe.pooling.modes.iter().map(|mode| mode.name()).collect();

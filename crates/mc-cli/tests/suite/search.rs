@@ -158,6 +158,21 @@ fn what_is_cut_is_said() {
     assert!(!run.stderr.contains("WARN"), "{}", run.stderr);
 }
 
+/// Of a directory without modules the pooling is a guess, which whoever indexes and searches with it should know.
+#[test]
+fn an_assumed_pooling_is_said() {
+    let place = place();
+    place.copy_encoder("bert-bare", "bare");
+    let said = "/bare: bert, mean pooling (its directory names none); 20 dimensions, at most 64 tokens\n";
+    let runs = |index: &str, search: &str| [place.run(index).ok(), place.run(search).ok()];
+    for run in runs("index notes --output guess --model bare", "search --index guess boats") {
+        assert_eq!(run.stderr.matches(said).count(), 1, "{run:?}");
+    }
+    for run in runs("index notes --output index --model model", "search --index index boats") {
+        assert!(!run.stderr.contains("pooling"), "{run:?}");
+    }
+}
+
 #[test]
 fn extensions_choose_the_files() {
     let place = place();
