@@ -185,8 +185,10 @@ fn npy_header(rows: u64, width: usize) -> Vec<u8> {
     header
 }
 
-/// Bytes of a line. All of it is tokenized, which takes about 100 times as much memory.
+/// Bytes of a line, without what ends it. All of it is tokenized, which takes about 100 times as much memory.
 const LONGEST: u64 = 4 << 20;
+/// Bytes of what ends a line, at most.
+const ENDS: u64 = 2;
 
 /// The lines of a file or of stdin.
 pub(crate) struct Lines {
@@ -212,20 +214,20 @@ impl Lines {
         let mut lines = vec![];
         while lines.len() < most {
             let mut bytes = vec![];
-            let mut reader = self.reader.by_ref().take(LONGEST + 1);
+            let mut reader = self.reader.by_ref().take(LONGEST + ENDS);
             if reader.read_until(b'\n', &mut bytes).with_context(|| self.name.clone())? == 0 {
                 break;
             }
             self.read += 1;
-            if bytes.len() as u64 > LONGEST {
-                let what = format!("{}, line {}: longer than {} MiB", self.name, self.read, LONGEST >> 20);
-                return Err(wrong(what, "cut it into parts first; a model reads the beginning alone"));
-            }
             if bytes.last() == Some(&b'\n') {
                 bytes.pop();
                 if bytes.last() == Some(&b'\r') {
                     bytes.pop();
                 }
+            }
+            if bytes.len() as u64 > LONGEST {
+                let what = format!("{}, line {}: longer than {} MiB", self.name, self.read, LONGEST >> 20);
+                return Err(wrong(what, "cut it into parts first; a model reads the beginning alone"));
             }
             lines.push(String::from_utf8(bytes).map_err(|error| {
                 let at = error.utf8_error().valid_up_to() + 1;
@@ -248,6 +250,27 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lines(text: Vec<u8>) -> Lines {
+        Lines { name: "stdin".into(), reader: Box::new(io::Cursor::new(text)), read: 0 }
+    }
+
+    /// What ends a line is no part of it, and so not of its length.
+    #[test]
+    fn a_line_may_be_as_long_as_the_longest() {
+        for end in ["", "\n", "\r\n"] {
+            let of =
+                |length: u64| lines([vec![b'x'; length as usize], end.as_bytes().to_vec(), b"y".to_vec()].concat());
+            let read = of(LONGEST - u64::from(end.is_empty())).next(9).unwrap();
+            let (first, rest) = read.split_first().unwrap();
+            assert_eq!((first.len() as u64, rest.len()), (LONGEST, usize::from(!end.is_empty())), "{end:?}");
+            let error = of(LONGEST + 1).next(9).unwrap_err().to_string();
+            assert_eq!(error, "stdin, line 1: longer than 4 MiB", "{end:?}");
+        }
+        // A carriage return that ends nothing counts.
+        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).next(9).unwrap_err();
+        assert_eq!(error.to_string(), "stdin, line 1: longer than 4 MiB");
+    }
 
     #[test]
     fn a_header_has_one_size_and_says_the_shape() {
