@@ -120,9 +120,11 @@ impl Work<'_> {
     fn each(&mut self, lines: &mut Lines, take: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
         /// Lines that are read before any is computed: enough to find some of similar length.
         const AT_ONCE: usize = 4096;
+        /// Bytes of them, beyond which no other line is read.
+        const BYTES: usize = 16 << 20;
         let mut first = true;
         loop {
-            let texts = lines.next(AT_ONCE)?;
+            let texts = lines.next(AT_ONCE, BYTES)?;
             if texts.is_empty() && !first {
                 return Ok(());
             }
@@ -209,27 +211,28 @@ impl Lines {
         Ok(Self { name: input.into(), reader: Box::new(BufReader::new(file)), read: 0 })
     }
 
-    /// Up to so many lines, without what ends them; none at the end.
-    pub(crate) fn next(&mut self, most: usize) -> Result<Vec<String>> {
-        let mut lines = vec![];
-        while lines.len() < most {
-            let mut bytes = vec![];
+    /// Up to so many lines without what ends them, and none at the end. No more are read once they have this many bytes.
+    pub(crate) fn next(&mut self, most: usize, bytes: usize) -> Result<Vec<String>> {
+        let (mut lines, mut held) = (vec![], 0);
+        while lines.len() < most && held < bytes {
+            let mut line = vec![];
             let mut reader = self.reader.by_ref().take(LONGEST + ENDS);
-            if reader.read_until(b'\n', &mut bytes).with_context(|| self.name.clone())? == 0 {
+            if reader.read_until(b'\n', &mut line).with_context(|| self.name.clone())? == 0 {
                 break;
             }
             self.read += 1;
-            if bytes.last() == Some(&b'\n') {
-                bytes.pop();
-                if bytes.last() == Some(&b'\r') {
-                    bytes.pop();
+            if line.last() == Some(&b'\n') {
+                line.pop();
+                if line.last() == Some(&b'\r') {
+                    line.pop();
                 }
             }
-            if bytes.len() as u64 > LONGEST {
+            if line.len() as u64 > LONGEST {
                 let what = format!("{}, line {}: longer than {} MiB", self.name, self.read, LONGEST >> 20);
                 return Err(wrong(what, "cut it into parts first; a model reads the beginning alone"));
             }
-            lines.push(String::from_utf8(bytes).map_err(|error| {
+            held += line.len();
+            lines.push(String::from_utf8(line).map_err(|error| {
                 let at = error.utf8_error().valid_up_to() + 1;
                 let what = format!("{}, line {}: not UTF-8 at byte {at}", self.name, self.read);
                 wrong(what, "convert the text first, for example with iconv -f latin1 -t utf-8")
@@ -261,15 +264,26 @@ mod tests {
         for end in ["", "\n", "\r\n"] {
             let of =
                 |length: u64| lines([vec![b'x'; length as usize], end.as_bytes().to_vec(), b"y".to_vec()].concat());
-            let read = of(LONGEST - u64::from(end.is_empty())).next(9).unwrap();
+            let read = of(LONGEST - u64::from(end.is_empty())).next(9, usize::MAX).unwrap();
             let (first, rest) = read.split_first().unwrap();
             assert_eq!((first.len() as u64, rest.len()), (LONGEST, usize::from(!end.is_empty())), "{end:?}");
-            let error = of(LONGEST + 1).next(9).unwrap_err().to_string();
+            let error = of(LONGEST + 1).next(9, usize::MAX).unwrap_err().to_string();
             assert_eq!(error, "stdin, line 1: longer than 4 MiB", "{end:?}");
         }
         // A carriage return that ends nothing counts.
-        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).next(9).unwrap_err();
+        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).next(9, usize::MAX).unwrap_err();
         assert_eq!(error.to_string(), "stdin, line 1: longer than 4 MiB");
+    }
+
+    /// So that memory has a bound.
+    #[test]
+    fn few_long_lines_are_held_at_once() {
+        let long = [vec![b'x'; LONGEST as usize - 1], b"\n".to_vec()].concat();
+        let mut lines = lines([long.repeat(7), b"a\nb\n".to_vec()].concat());
+        // Four are four bytes less than 16 MiB.
+        let counts: Vec<_> = (0..4).map(|_| lines.next(4096, 16 << 20).unwrap().len()).collect();
+        assert_eq!(counts, [5, 4, 0, 0]);
+        assert_eq!(lines.read, 9);
     }
 
     #[test]
