@@ -124,8 +124,22 @@ impl EmbeddingModel {
     }
 
     /// The same model with another encoder below, such as one made [plain](mc_models::Encoder::plain).
-    pub fn with_encoder(self, encoder: TextEncoder) -> Self {
-        Self { encoder, ..self }
+    ///
+    /// # Errors
+    /// If the other one has hidden states of another width, or reads fewer ids or fewer tokens than the tokenizer gives.
+    pub fn with_encoder(self, encoder: TextEncoder) -> Result<Self> {
+        let (width, words, tokens) = (encoder.hidden_size(), encoder.vocab_size(), encoder.max_tokens());
+        let wrong = |what, found, expected| Err(Error::Encoder { what, found, expected });
+        if width != self.encoder.hidden_size() {
+            return wrong("hidden states of width", width, self.encoder.hidden_size());
+        }
+        if words != self.encoder.vocab_size() {
+            return wrong("a vocabulary of", words, self.encoder.vocab_size());
+        }
+        if tokens < self.tokens.limit {
+            return wrong("positions for tokens up to", tokens, self.tokens.limit);
+        }
+        Ok(Self { encoder, ..self })
     }
 
     /// The encoder below.

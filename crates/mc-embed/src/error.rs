@@ -30,6 +30,16 @@ pub enum Error {
         /// What there is.
         width: usize,
     },
+    /// An encoder that is not of this model.
+    #[error("the encoder has {what} {found}, expected {expected}")]
+    Encoder {
+        /// What of it does not fit.
+        what: &'static str,
+        /// What it is.
+        found: usize,
+        /// What it is in the model.
+        expected: usize,
+    },
     /// A token that the model has no row for.
     #[error("text {text}: token id {id} is not below the model's vocabulary of {vocab_size}")]
     TokenId {
@@ -68,6 +78,7 @@ impl Error {
             Self::Prompt { known, .. } if known.is_empty() => Some("it has none; leave the name out".into()),
             Self::Prompt { known, .. } => Some(format!("it has {}", known.join(", "))),
             Self::Dimensions { width, .. } => Some(format!("ask for 1 to {width}")),
+            Self::Encoder { .. } => Some("pass one of the same weights, such as `model.encoder().plain(dtype)`".into()),
             Self::TokenId { .. } => Some("the tokenizer is of another model, or one of the two was changed".into()),
             Self::NotFinite { .. } => Some("its weights may be damaged; or try it in f32".into()),
             Self::Text(e) => e.hint(),

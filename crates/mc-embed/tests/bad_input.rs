@@ -177,6 +177,27 @@ fn settings_without_modules() -> Result<()> {
     Ok(())
 }
 
+/// What follows the encoder was made for its width, and the tokenizer for its vocabulary.
+#[test]
+fn the_encoder_of_another_model() -> Result<()> {
+    let load = |name: &str| -> Result<_> { Ok(Copy::of(name)?.load()?) };
+    let hint = Some("pass one of the same weights");
+    for (other, message) in [
+        ("models/mpnet-mean", "the encoder has hidden states of width 24, expected 20"),
+        ("models/modernbert-old", "the encoder has a vocabulary of 330, expected 150"),
+    ] {
+        let other = load(other)?.encoder().clone();
+        check_error(load("models/bert-mean")?.with_encoder(other), message, hint);
+    }
+    // As many words and the same width, but fewer positions.
+    let (long, short) = (load("models/distilbert-max")?, load("models/bert-mean")?.encoder().clone());
+    check_error(long.with_encoder(short), "the encoder has positions for tokens up to 64, expected 90", hint);
+    // Of another model's weights nobody can tell.
+    let (plain, other) = (load("models/bert-mean")?, load("models/bert-bare")?.encoder().clone());
+    assert_eq!(plain.with_encoder(other)?.encode(&["bread"])?.dims(), [1, 20]);
+    Ok(())
+}
+
 /// Weights that are no numbers make no vectors and no scores.
 #[test]
 fn what_is_not_finite() -> Result<()> {

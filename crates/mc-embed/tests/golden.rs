@@ -121,7 +121,7 @@ fn vectors_by_composed_ops() -> Result<()> {
     for name in MODELS {
         let model = load(&format!("models/{name}"), DType::F32)?;
         let plain = model.encoder().plain(DType::F32)?;
-        let model = model.with_encoder(plain);
+        let model = model.with_encoder(plain)?;
         check(name, &model.encode(&texts)?, &expected(&format!("models/{name}"))["encode"])?;
     }
     Ok(())
