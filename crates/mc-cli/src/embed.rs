@@ -258,6 +258,27 @@ mod tests {
         Lines { name: "stdin".into(), reader: Box::new(io::Cursor::new(text)), read: 0 }
     }
 
+    #[derive(clap::Parser)]
+    struct Call {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_the_model_hears() {
+        let check = |words: &str, expected: EncodeOptions| {
+            let call = <Call as clap::Parser>::parse_from(format!("embed --model m {words}").split_whitespace());
+            assert_eq!(options(&call.args), expected, "{words}");
+        };
+        check("", EncodeOptions::default());
+        let prompt = |prompt| EncodeOptions { prompt, ..EncodeOptions::default() };
+        check("--query", prompt(Prompt::Query));
+        check("--document", prompt(Prompt::Document));
+        check("--prompt query", prompt(Prompt::Named("query")));
+        check("--dimensions 5", EncodeOptions { dimensions: Some(5), ..EncodeOptions::default() });
+        check("--batch-tokens 7", EncodeOptions { batch_tokens: Some(7), ..EncodeOptions::default() });
+    }
+
     /// What ends a line is no part of it, and so not of its length.
     #[test]
     fn a_line_may_be_as_long_as_the_longest() {

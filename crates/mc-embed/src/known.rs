@@ -2,90 +2,61 @@
 
 use std::path::{Path, PathBuf};
 
-/// An embedding model on the hub that is known to work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum EmbeddingModelType {
-    /// `intfloat/e5-small-v2`: English, 384 dimensions.
-    E5SmallV2,
-    /// `intfloat/e5-base-v2`: English, 768 dimensions.
-    E5BaseV2,
-    /// `intfloat/e5-large-v2`: English, 1024 dimensions.
-    E5LargeV2,
-    /// `intfloat/multilingual-e5-small`: 94 languages, 384 dimensions.
-    MultilingualE5Small,
-    /// `intfloat/multilingual-e5-base`: 94 languages, 768 dimensions.
-    MultilingualE5Base,
-    /// `intfloat/multilingual-e5-large`: 94 languages, 1024 dimensions.
-    MultilingualE5Large,
-    /// `sentence-transformers/all-MiniLM-L6-v2`: English, 384 dimensions.
-    AllMiniLmL6V2,
-    /// `sentence-transformers/all-MiniLM-L12-v2`: English, 384 dimensions.
-    AllMiniLmL12V2,
-    /// `sentence-transformers/all-mpnet-base-v2`: English, 768 dimensions.
-    AllMpnetBaseV2,
-    /// `sentence-transformers/multi-qa-distilbert-cos-v1`: English, 768 dimensions.
-    MultiQaDistilbertCosV1,
-    /// `BAAI/bge-m3`, its dense vectors: 100 languages, 1024 dimensions. Where the hub has its weights in pytorch's own format
-    /// alone, convert them to safetensors and open the directory.
-    BgeM3,
-    /// `BAAI/bge-small-en-v1.5`: English, 384 dimensions.
-    BgeSmallEnV15,
-    /// `BAAI/bge-base-en-v1.5`: English, 768 dimensions.
-    BgeBaseEnV15,
-    /// `BAAI/bge-large-en-v1.5`: English, 1024 dimensions.
-    BgeLargeEnV15,
-    /// `thenlper/gte-small`: English, 384 dimensions.
-    GteSmall,
-    /// `thenlper/gte-base`: English, 768 dimensions.
-    GteBase,
-    /// `Alibaba-NLP/gte-modernbert-base`: English, 768 dimensions.
-    GteModernBertBase,
-    /// `nomic-ai/modernbert-embed-base`: English, 768 dimensions.
-    ModernBertEmbedBase,
-    /// `Qwen/Qwen3-Embedding-0.6B`: 100 languages, 1024 dimensions.
-    Qwen3Embedding06B,
+/// Declares the models together with their ids, so that none can be left out of either.
+macro_rules! models {
+    ($($name:ident = $id:literal, $what:literal;)*) => {
+        /// An embedding model on the hub that is known to work.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum EmbeddingModelType {
+            $(#[doc = concat!("`", $id, "`: ", $what)] $name,)*
+        }
+
+        impl EmbeddingModelType {
+            const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// The id on the Hugging Face hub.
+            pub fn id(self) -> &'static str {
+                match self {
+                    $(Self::$name => $id,)*
+                }
+            }
+        }
+    };
 }
 
-const ALL: [(EmbeddingModelType, &str); 19] = {
-    use EmbeddingModelType as T;
-    [
-        (T::E5SmallV2, "intfloat/e5-small-v2"),
-        (T::E5BaseV2, "intfloat/e5-base-v2"),
-        (T::E5LargeV2, "intfloat/e5-large-v2"),
-        (T::MultilingualE5Small, "intfloat/multilingual-e5-small"),
-        (T::MultilingualE5Base, "intfloat/multilingual-e5-base"),
-        (T::MultilingualE5Large, "intfloat/multilingual-e5-large"),
-        (T::AllMiniLmL6V2, "sentence-transformers/all-MiniLM-L6-v2"),
-        (T::AllMiniLmL12V2, "sentence-transformers/all-MiniLM-L12-v2"),
-        (T::AllMpnetBaseV2, "sentence-transformers/all-mpnet-base-v2"),
-        (T::MultiQaDistilbertCosV1, "sentence-transformers/multi-qa-distilbert-cos-v1"),
-        (T::BgeM3, "BAAI/bge-m3"),
-        (T::BgeSmallEnV15, "BAAI/bge-small-en-v1.5"),
-        (T::BgeBaseEnV15, "BAAI/bge-base-en-v1.5"),
-        (T::BgeLargeEnV15, "BAAI/bge-large-en-v1.5"),
-        (T::GteSmall, "thenlper/gte-small"),
-        (T::GteBase, "thenlper/gte-base"),
-        (T::GteModernBertBase, "Alibaba-NLP/gte-modernbert-base"),
-        (T::ModernBertEmbedBase, "nomic-ai/modernbert-embed-base"),
-        (T::Qwen3Embedding06B, "Qwen/Qwen3-Embedding-0.6B"),
-    ]
-};
+models! {
+    E5SmallV2 = "intfloat/e5-small-v2", "English, 384 dimensions.";
+    E5BaseV2 = "intfloat/e5-base-v2", "English, 768 dimensions.";
+    E5LargeV2 = "intfloat/e5-large-v2", "English, 1024 dimensions.";
+    MultilingualE5Small = "intfloat/multilingual-e5-small", "94 languages, 384 dimensions.";
+    MultilingualE5Base = "intfloat/multilingual-e5-base", "94 languages, 768 dimensions.";
+    MultilingualE5Large = "intfloat/multilingual-e5-large", "94 languages, 1024 dimensions.";
+    AllMiniLmL6V2 = "sentence-transformers/all-MiniLM-L6-v2", "English, 384 dimensions.";
+    AllMiniLmL12V2 = "sentence-transformers/all-MiniLM-L12-v2", "English, 384 dimensions.";
+    AllMpnetBaseV2 = "sentence-transformers/all-mpnet-base-v2", "English, 768 dimensions.";
+    MultiQaDistilbertCosV1 = "sentence-transformers/multi-qa-distilbert-cos-v1", "English, 768 dimensions.";
+    BgeM3 = "BAAI/bge-m3", "its dense vectors, in 100 languages, 1024 dimensions. Where the hub has its weights in \
+        pytorch's own format alone, convert them to safetensors and open the directory.";
+    BgeSmallEnV15 = "BAAI/bge-small-en-v1.5", "English, 384 dimensions.";
+    BgeBaseEnV15 = "BAAI/bge-base-en-v1.5", "English, 768 dimensions.";
+    BgeLargeEnV15 = "BAAI/bge-large-en-v1.5", "English, 1024 dimensions.";
+    GteSmall = "thenlper/gte-small", "English, 384 dimensions.";
+    GteBase = "thenlper/gte-base", "English, 768 dimensions.";
+    GteModernBertBase = "Alibaba-NLP/gte-modernbert-base", "English, 768 dimensions.";
+    ModernBertEmbedBase = "nomic-ai/modernbert-embed-base", "English, 768 dimensions.";
+    Qwen3Embedding06B = "Qwen/Qwen3-Embedding-0.6B", "100 languages, 1024 dimensions.";
+}
 
 impl EmbeddingModelType {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        ALL.into_iter().map(|(model, _)| model)
-    }
-
-    /// The id on the Hugging Face hub.
-    pub fn id(self) -> &'static str {
-        ALL.iter().find(|(model, _)| *model == self).map_or("", |(_, id)| id)
+        Self::ALL.iter().copied()
     }
 
     /// The model of this id, in any case of its letters.
     pub fn from_id(id: &str) -> Option<Self> {
-        ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(id)).map(|(model, _)| model)
+        Self::all().find(|model| model.id().eq_ignore_ascii_case(id))
     }
 
     /// The prompts that the model was trained with and its directory does not name.

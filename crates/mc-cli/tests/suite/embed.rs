@@ -93,8 +93,15 @@ fn prompts_and_long_lines() {
     let none = |what| Some(format!("the model has no prompt for {what}: lines are read as they are"));
     assert_eq!((said("bert-mean", "--query"), said("bert-mean", "--document")), (none("queries"), none("documents")));
     assert_eq!((said("qwen3-last", "--query"), said("qwen3-last", "--document")), (None, none("documents")));
-    let huge = embed(&place, &["--batch-tokens", "1"], "x".repeat(100_000)).ok();
-    assert_eq!(huge.json().len(), 1);
+    // However many tokens are computed at once, each line has the vector that it has with the others.
+    let lines = format!("{LINES}{}\n{}", "x".repeat(100_000), "river ".repeat(40));
+    let rows = |args: &[&str]| embed(&place, args, lines.as_str()).ok().json();
+    let (together, alone) = (rows(&["--dtype", "f32"]), rows(&["--dtype", "f32", "--batch-tokens", "1"]));
+    assert_eq!((together.len(), alone.len()), (6, 6));
+    for (a, b) in together.iter().zip(&alone) {
+        assert!(numbers(a).iter().zip(numbers(b)).all(|(a, b)| (a - b).abs() < 1e-5), "{a} {b}");
+    }
+    assert_eq!(embed(&place, &["--batch-tokens", "0"], "x").status, 2);
 }
 
 #[test]
