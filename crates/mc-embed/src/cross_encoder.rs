@@ -4,7 +4,7 @@ use crate::{
     ModelSource, Result,
     batches::{Plan, finite},
     directory::{Directory, Object},
-    modules::{Reading, of_torch, settings},
+    modules::{OTHERS, Reading, of_torch, settings},
     prompts::Prompts,
     tokens::Tokens,
 };
@@ -130,7 +130,7 @@ impl CrossEncoder {
         let ids: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].ids).copied().collect();
         let types: Vec<u32> = batch.iter().flat_map(|pair| &encoded[*pair].type_ids).copied().collect();
         let lengths: Vec<usize> = batch.iter().map(|pair| encoded[*pair].ids.len()).collect();
-        let token_types = (self.tokens.types && types.iter().any(|t| *t != 0)).then_some(types.as_slice());
+        let token_types = (self.tokens.types > 0 && types.iter().any(|t| *t != 0)).then_some(types.as_slice());
         let logits = self.classifier.logits(&Texts { ids: &ids, lengths: &lengths, token_types })?;
         Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
@@ -162,7 +162,7 @@ fn activation(config: &Object, settings: Option<&Object>) -> Result<Activation> 
         return match of_torch(path) {
             Some("Sigmoid") => Ok(Activation::Sigmoid),
             Some("Identity") => Ok(Activation::Identity),
-            _ => Err(object.wrong(field, &path.into(), "Sigmoid or Identity of torch.nn")),
+            _ => Err(object.unsupported(field, &path.into(), "Sigmoid or Identity of torch.nn", OTHERS)),
         };
     }
     Ok(Activation::Sigmoid)

@@ -5,6 +5,9 @@ use mc_checkpoint::ModelDir;
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// What helps where a file does not say what it must.
+const DAMAGED: &str = "it may be incomplete, damaged or edited; get the file again";
+
 /// A model's directory, or one of its folders.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
@@ -43,7 +46,7 @@ impl Directory {
     pub(crate) fn json(&self, file: &str) -> Result<Option<Object>> {
         let read = |value| match value {
             Value::Object(map) => Ok(Object { file: self.name(file), map }),
-            _ => Err(self.error(file, "is not a JSON object", None)),
+            _ => Err(self.error(file, "is not a JSON object", Some(DAMAGED))),
         };
         self.value(file)?.map(read).transpose()
     }
@@ -56,7 +59,7 @@ impl Directory {
     /// Any JSON, `None` if there is no such file.
     pub(crate) fn value(&self, file: &str) -> Result<Option<Value>> {
         let Some(bytes) = self.dir.read(&format!("{}{file}", self.folder))? else { return Ok(None) };
-        let problem = |e: serde_json::Error| self.error(file, &format!("is no JSON: {e}"), None);
+        let problem = |e: serde_json::Error| self.error(file, &format!("is no JSON: {e}"), Some(DAMAGED));
         serde_json::from_slice(&bytes).map(Some).map_err(problem)
     }
 
@@ -129,10 +132,15 @@ impl Object {
     }
 
     pub(crate) fn wrong(&self, field: &str, found: &Value, expected: &str) -> Error {
-        self.error(&format!("`{field}` is {found}, expected {expected}"), None)
+        self.unsupported(field, found, expected, "correct it there, or get the file again")
+    }
+
+    /// Of what may be meant, and means something elsewhere, with a hint at what is supported.
+    pub(crate) fn unsupported(&self, field: &str, found: &Value, expected: &str, hint: &str) -> Error {
+        self.error(&format!("`{field}` is {found}, expected {expected}"), Some(hint))
     }
 
     pub(crate) fn missing(&self, field: &str) -> Error {
-        self.error(&format!("`{field}` is missing"), None)
+        self.error(&format!("`{field}` is missing"), Some(DAMAGED))
     }
 }

@@ -50,6 +50,16 @@ pub enum Error {
         /// Rows of the model's embedding.
         vocab_size: usize,
     },
+    /// A part of a pair that the model cannot tell from the other.
+    #[error("text {text}: token type {found} is not below the {rows} of the model")]
+    TokenType {
+        /// Which document of a query, from 0.
+        text: usize,
+        /// The type.
+        found: u32,
+        /// Rows of the model's table of types.
+        rows: usize,
+    },
     /// A text of which the model makes no numbers.
     #[error("text {text}: what the model makes of it is not finite")]
     NotFinite {
@@ -80,6 +90,11 @@ impl Error {
             Self::Dimensions { width, .. } => Some(format!("ask for 1 to {width}")),
             Self::Encoder { .. } => Some("pass one of the same weights, such as `model.encoder().plain(dtype)`".into()),
             Self::TokenId { .. } => Some("the tokenizer is of another model, or one of the two was changed".into()),
+            Self::TokenType { .. } => Some(
+                "the tokenizer is of another model, or should say that it gives no types: `model_input_names` in \
+                 tokenizer_config.json without token_type_ids"
+                    .into(),
+            ),
             Self::NotFinite { .. } => Some("its weights may be damaged; or try it in f32".into()),
             Self::Text(e) => e.hint(),
             Self::Checkpoint(e) => e.hint(),

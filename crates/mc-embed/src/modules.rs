@@ -69,15 +69,17 @@ impl Recipe {
         if let Some(config) = settings(directory, "SentenceTransformer")? {
             recipe.prompts = Prompts::read(&config)?;
         }
-        let wrong = |what: &str| directory.error(MODULES, what, None);
-        let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules")) };
+        let wrong = |what: &str, hint: &str| directory.error(MODULES, what, Some(hint));
+        let listed = "it lists objects with `type` and `path`, as sentence-transformers writes them";
+        let order = "the order is Transformer, Pooling, and then Dense and Normalize";
+        let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules", listed)) };
         let mut pooled = false;
         for (at, module) in modules.iter().enumerate() {
             let text = |field: &str| module.get(field).and_then(Value::as_str);
-            let Some(kind) = text("type") else { return Err(wrong(&format!("module {at} has no `type`"))) };
+            let Some(kind) = text("type") else { return Err(wrong(&format!("module {at} has no `type`"), listed)) };
             let Some(path) = text("path") else {
                 let hint = "it is the folder of the module, empty for the directory itself";
-                return Err(directory.error(MODULES, &format!("module {at} has no `path`"), Some(hint)));
+                return Err(wrong(&format!("module {at} has no `path`"), hint));
             };
             let folder = directory.folder(path);
             match kind.rsplit('.').next().unwrap_or(kind) {
@@ -99,16 +101,17 @@ impl Recipe {
                 "Dropout" if pooled => {}
                 "Transformer" | "Pooling" | "Dense" | "Normalize" | "Dropout" => {
                     let problem = format!("`{kind}` is module {at}, where it has no meaning");
-                    return Err(wrong(&problem));
+                    return Err(wrong(&problem, order));
                 }
                 _ => {
                     let hint = "supported are Transformer, Pooling, Dense, Normalize";
-                    return Err(directory.error(MODULES, &format!("module {at} is of type `{kind}`"), Some(hint)));
+                    return Err(wrong(&format!("module {at} is of type `{kind}`"), hint));
                 }
             }
         }
         if !pooled {
-            return Err(wrong("has no Pooling after a Transformer, so nothing makes one vector of a text"));
+            let hint = "a reranker has none: it scores pairs of texts, and embeds none; an embedding model has one as module 1";
+            return Err(wrong("has no Pooling after a Transformer, so nothing makes one vector of a text", hint));
         }
         Ok(recipe)
     }
@@ -142,7 +145,11 @@ impl Reading {
 
     /// What changes a vector is done as sentence-transformers 6.2 does it, or refused.
     fn of(config: &Object, [task, output, name]: Task) -> Result<Self> {
-        let unsupported = |field: &str, found: &Value| Err(config.wrong(field, found, "nothing: it is not supported"));
+        let unsupported = |field: &str, found: &Value| {
+            let hint = "supported are max_seq_length, do_lower_case, and the arguments model_max_length and truncation_side; \
+                without this field vectors are others than the model was made for";
+            Err(config.unsupported(field, found, "nothing: it is not supported", hint))
+        };
         // Arguments of the functions that load, by their name of today and of before, which goes first. What is known says how
         // files are found, how a batch is padded, how fast it goes and how ids become text, and changes no vector; the dtype
         // is the caller's choice here.
@@ -174,7 +181,8 @@ impl Reading {
             }
         }
         let expect = |field: &str, found: &Value, expected: Value| {
-            if *found == expected { Ok(()) } else { Err(config.wrong(field, found, &expected.to_string())) }
+            let hint = "a model of another task or output is not supported";
+            if *found == expected { Ok(()) } else { Err(config.unsupported(field, found, &expected.to_string(), hint)) }
         };
         if let Some(found) = config.map.get("transformer_task") {
             expect("transformer_task", found, task.into())?;
@@ -211,6 +219,9 @@ fn read_config(folder: &Directory) -> Result<Object> {
     folder.json("config.json")?.ok_or_else(|| folder.error("config.json", "is missing", Some(hint)))
 }
 
+/// The hint at activations.
+pub(crate) const OTHERS: &str = "others are not supported, and with one of these the model is another one";
+
 /// The class of torch that a path like `torch.nn.modules.activation.Tanh` names.
 pub(crate) fn of_torch(path: &str) -> Option<&str> {
     path.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next())
@@ -220,7 +231,8 @@ pub(crate) fn of_torch(path: &str) -> Option<&str> {
 fn check_names(config: &Object) -> Result<()> {
     for field in ["module_input_name", "module_output_name"] {
         if let Some(name) = config.text(field)?.filter(|name| *name != "sentence_embedding") {
-            return Err(config.wrong(field, &Value::String(name.into()), "\"sentence_embedding\""));
+            let hint = "a module that reads or writes anything but the vector of a text is not supported";
+            return Err(config.unsupported(field, &name.into(), "\"sentence_embedding\"", hint));
         }
     }
     Ok(())
@@ -254,7 +266,9 @@ fn read_modes(config: &Object, written: &Value) -> Result<Vec<PoolingMode>> {
 fn read_old_modes(folder: &Directory, config: &Object) -> Result<Vec<PoolingMode>> {
     let known = |key: &str| PoolingMode::ALL.iter().any(|mode| mode.old_name() == key);
     if let Some(unknown) = config.map.keys().find(|key| key.starts_with("pooling_mode_") && !known(key)) {
-        return Err(folder.error("config.json", &format!("`{unknown}` is no pooling that there is"), None));
+        let all = PoolingMode::ALL.map(PoolingMode::old_name).join(", ");
+        let hint = format!("supported are {all}");
+        return Err(folder.error("config.json", &format!("`{unknown}` is no pooling that there is"), Some(&hint)));
     }
     let mut modes = vec![];
     for mode in PoolingMode::ALL {
@@ -299,18 +313,15 @@ impl Dense {
                 Some("GELU") => DenseActivation::Gelu,
                 Some("Sigmoid") => DenseActivation::Sigmoid,
                 _ => {
-                    let (found, expected) =
-                        (Value::String(path.into()), "Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn");
-                    return Err(config.wrong("activation_function", &found, expected));
+                    let expected = "Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn";
+                    return Err(config.unsupported("activation_function", &path.into(), expected, OTHERS));
                 }
             },
         };
         if config.flag("use_residual", false)? {
-            return Err(config.wrong(
-                "use_residual",
-                &Value::Bool(true),
-                "false: a sum with its input is not supported",
-            ));
+            let expected = "false: a sum with its input is not supported";
+            let hint = "without this field vectors are others than the model was made for";
+            return Err(config.unsupported("use_residual", &true.into(), expected, hint));
         }
         check_names(&config)?;
         let path = std::path::PathBuf::from(folder.name(WEIGHTS));
@@ -332,7 +343,9 @@ impl Step {
         match self {
             Self::Dense(dense) if dense.weight.cols() != width => {
                 let problem = format!("`in_features` is {}, but vectors have {width}", dense.weight.cols());
-                Err(Error::Directory { file: dense.file.clone(), problem, hint: None })
+                let hint =
+                    Some("a Dense reads what the modules before it make; copy or download the model whole".into());
+                Err(Error::Directory { file: dense.file.clone(), problem, hint })
             }
             Self::Dense(dense) => Ok(dense.weight.rows()),
             Self::Normalize => Ok(width),

@@ -27,7 +27,12 @@ impl Prompts {
         let prompts = Self { named, default };
         match &prompts.default {
             Some(name) if prompts.get(name).is_none() => {
-                Err(config.error(&format!("`default_prompt_name` is `{name}`, which is no prompt of it"), None))
+                let known: Vec<_> = prompts.named.iter().map(|(name, _)| name.as_str()).collect();
+                let hint = match known.as_slice() {
+                    [] => "it has none; name null there".into(),
+                    known => format!("it has {}; name one of these, or null", known.join(", ")),
+                };
+                Err(config.error(&format!("`default_prompt_name` is `{name}`, which is no prompt of it"), Some(&hint)))
             }
             _ => Ok(prompts),
         }

@@ -19,8 +19,8 @@ pub(crate) struct Tokens {
     side: CutSide,
     /// Ids are below it.
     vocab_size: usize,
-    /// Whether the model is told which part of a pair a token is of.
-    pub(crate) types: bool,
+    /// How many parts of a pair the model tells apart; 0 if it is not told of which a token is.
+    pub(crate) types: usize,
 }
 
 impl Tokens {
@@ -35,7 +35,7 @@ impl Tokens {
         let written = config.as_ref().map(|c| c.limit("model_max_length")).transpose()?.flatten();
         let written_side = config.as_ref().map(cut_side).transpose()?.flatten();
         let side = reading.side.or(written_side).unwrap_or_default();
-        let types = config.as_ref().map_or(Ok(true), gives_types)?;
+        let types = if config.as_ref().map_or(Ok(true), gives_types)? { encoder.token_types() } else { 0 };
         let limit = reading.limit.or(written).unwrap_or(usize::MAX).min(encoder.max_tokens());
         if limit <= tokenizer.encode_within("", None, usize::MAX, side)?.ids.len() {
             let problem = format!("texts may have {limit} tokens, which leaves none beside the special ones");
@@ -59,7 +59,14 @@ impl Tokens {
 
     /// One text with each of the others.
     pub(crate) fn of_pairs<S: AsRef<str> + Sync>(&self, first: &str, second: &[S]) -> Result<Vec<Encoded>> {
-        first_error(second.par_iter().enumerate().map(|(i, text)| self.one(i, first, Some(text.as_ref()))).collect())
+        let one = |(i, text): (usize, &S)| {
+            let encoded = self.one(i, first, Some(text.as_ref()))?;
+            match encoded.type_ids.iter().find(|found| self.types > 0 && **found as usize >= self.types) {
+                Some(found) => Err(Error::TokenType { text: i, found: *found, rows: self.types }),
+                None => Ok(encoded),
+            }
+        };
+        first_error(second.par_iter().enumerate().map(one).collect())
     }
 
     /// The text or the pair at this index.

@@ -65,6 +65,7 @@ fn check_error<T: std::fmt::Debug>(result: std::result::Result<T, Error>, messag
     let found = error.to_string();
     assert!(found.ends_with(message) && !found.contains('\n'), "{found}, expected {message}");
     let found = error.hint();
+    assert!(found.is_some() || !matches!(error, Error::Directory { .. }), "no hint: {message}");
     if let Some(hint) = hint {
         assert!(found.as_ref().is_some_and(|found| found.starts_with(hint)), "{found:?}, expected {hint}");
     }
@@ -247,25 +248,69 @@ fn modules_that_make_no_sense() -> Result<()> {
     let copy = Copy::of("models/bert-mean")?;
     let transformer = json!({"type": "a.b.Transformer", "path": ""});
     let pooling = json!({"type": "a.b.Pooling", "path": "1_Pooling"});
-    for (modules, message) in [
-        (json!({}), "modules.json: is not a list of modules"),
-        (json!([{"path": ""}]), "modules.json: module 0 has no `type`"),
-        (json!([transformer, {"type": "Pooling"}]), "modules.json: module 1 has no `path`"),
-        (json!([transformer, {"type": "Pooling", "path": null}]), "modules.json: module 1 has no `path`"),
-        (json!([transformer, {"type": "Pooling", "path": 5}]), "modules.json: module 1 has no `path`"),
-        (json!([{"type": "Transformer", "path": "0_Transformer"}, pooling]), "0_Transformer/: no such directory"),
-        (json!([{"type": "Transformer", "path": "../outside"}, pooling]), "is outside the directory"),
-        (json!([transformer]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
-        (json!([]), "has no Pooling after a Transformer, so nothing makes one vector of a text"),
-        (json!([pooling, transformer]), "`a.b.Pooling` is module 0, where it has no meaning"),
-        (json!([transformer, pooling, pooling]), "`a.b.Pooling` is module 2, where it has no meaning"),
-        (json!([transformer, {"type": "x.CLIPModel", "path": ""}]), "module 1 is of type `x.CLIPModel`"),
-        (json!([transformer, {"type": "Pooling", "path": "../outside"}]), "is outside the directory"),
-        (json!([transformer, {"type": "Pooling", "path": "9_Pooling"}]), "9_Pooling/config.json: is missing"),
-        (json!([transformer, pooling, {"type": "Dense", "path": "2_Dense"}]), "2_Dense/config.json: is missing"),
+    for (modules, message, hint) in [
+        (json!({}), "modules.json: is not a list of modules", Some("it lists objects with `type` and `path`")),
+        (
+            json!([{"path": ""}]),
+            "modules.json: module 0 has no `type`",
+            Some("it lists objects with `type` and `path`"),
+        ),
+        (
+            json!([transformer, {"type": "Pooling"}]),
+            "modules.json: module 1 has no `path`",
+            Some("it is the folder of the module"),
+        ),
+        (
+            json!([transformer, {"type": "Pooling", "path": null}]),
+            "modules.json: module 1 has no `path`",
+            Some("it is the folder of the module"),
+        ),
+        (
+            json!([transformer, {"type": "Pooling", "path": 5}]),
+            "modules.json: module 1 has no `path`",
+            Some("it is the folder of the module"),
+        ),
+        (json!([{"type": "Transformer", "path": "0_Transformer"}, pooling]), "0_Transformer/: no such directory", None),
+        (json!([{"type": "Transformer", "path": "../outside"}, pooling]), "is outside the directory", None),
+        (
+            json!([transformer]),
+            "has no Pooling after a Transformer, so nothing makes one vector of a text",
+            Some("a reranker has none"),
+        ),
+        (
+            json!([]),
+            "has no Pooling after a Transformer, so nothing makes one vector of a text",
+            Some("a reranker has none"),
+        ),
+        (
+            json!([pooling, transformer]),
+            "`a.b.Pooling` is module 0, where it has no meaning",
+            Some("the order is Transformer, Pooling, and then"),
+        ),
+        (
+            json!([transformer, pooling, pooling]),
+            "`a.b.Pooling` is module 2, where it has no meaning",
+            Some("the order is Transformer, Pooling, and then"),
+        ),
+        (
+            json!([transformer, {"type": "x.CLIPModel", "path": ""}]),
+            "module 1 is of type `x.CLIPModel`",
+            Some("supported are Transformer, Pooling"),
+        ),
+        (json!([transformer, {"type": "Pooling", "path": "../outside"}]), "is outside the directory", None),
+        (
+            json!([transformer, {"type": "Pooling", "path": "9_Pooling"}]),
+            "9_Pooling/config.json: is missing",
+            Some("a module's folder is part of the model"),
+        ),
+        (
+            json!([transformer, pooling, {"type": "Dense", "path": "2_Dense"}]),
+            "2_Dense/config.json: is missing",
+            Some("a module's folder is part of the model"),
+        ),
     ] {
         copy.write("modules.json", &modules)?;
-        copy.check(message, None);
+        copy.check(message, hint);
     }
     // A folder has more than one name.
     let expected = Copy::of("models/bert-mean")?.load()?.encode(&["bread"])?;
@@ -289,14 +334,16 @@ fn a_wrong_pooling() -> Result<()> {
     let all = "one or several of cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken";
     for mode in [json!("first"), json!([]), json!(["mean", "median"]), json!(3), json!({"mean": true})] {
         copy.write("1_Pooling/config.json", &json!({"pooling_mode": mode}))?;
-        copy.check(&format!("1_Pooling/config.json: `pooling_mode` is {mode}, expected {all}"), None);
+        let message = format!("1_Pooling/config.json: `pooling_mode` is {mode}, expected {all}");
+        copy.check(&message, Some("correct it there, or get the file again"));
     }
     copy.write("1_Pooling/config.json", &json!({"pooling_mode_cls_token": "yes"}))?;
-    copy.check("`pooling_mode_cls_token` is \"yes\", expected true or false", None);
+    copy.check("`pooling_mode_cls_token` is \"yes\", expected true or false", Some("correct it there, or get"));
     copy.write("1_Pooling/config.json", &json!({"pooling_mode_median_tokens": true}))?;
-    copy.check("`pooling_mode_median_tokens` is no pooling that there is", None);
+    let hint = "supported are pooling_mode_cls_token, pooling_mode_max_tokens, pooling_mode_mean_tokens, ";
+    copy.check("`pooling_mode_median_tokens` is no pooling that there is", Some(hint));
     copy.write("1_Pooling/config.json", &json!({"pooling_mode": "mean", "include_prompt": 1}))?;
-    copy.check("`include_prompt` is 1, expected true or false", None);
+    copy.check("`include_prompt` is 1, expected true or false", Some("correct it there, or get"));
     // Of no modes the mean, as sentence-transformers has it.
     let mean = Copy::of("models/bert-mean")?.load()?.encode(&["bread and paper"])?;
     copy.write("1_Pooling/config.json", &json!({"word_embedding_dimension": 20}))?;
@@ -315,12 +362,16 @@ fn a_wrong_projection() -> Result<()> {
     for activation in ["torch.nn.modules.activation.SiLU", "torch.nn.functional.relu", "my.code.GELU", "GELU"] {
         let expected = "expected Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn";
         changed("activation_function", json!(activation))?
-            .check(&format!("`activation_function` is \"{activation}\", {expected}"), None);
+            .check(&format!("`activation_function` is \"{activation}\", {expected}"), Some("others are not supported"));
     }
-    changed("use_residual", json!(true))?.check("expected false: a sum with its input is not supported", None);
-    changed("module_input_name", json!("token_embeddings"))?
-        .check("`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"", None);
-    changed("in_features", json!(null))?.check("2_Dense/config.json: `in_features` is missing", None);
+    changed("use_residual", json!(true))?
+        .check("expected false: a sum with its input is not supported", Some("without this field"));
+    changed("module_input_name", json!("token_embeddings"))?.check(
+        "`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"",
+        Some("a module that reads"),
+    );
+    changed("in_features", json!(null))?
+        .check("2_Dense/config.json: `in_features` is missing", Some("it may be incomplete"));
     changed("out_features", json!(12))?.check("tensor `linear.weight` is (13, 28), expected (12, 28)", None);
     let copy = changed("bias", json!(false))?;
     copy.load()?;
@@ -329,7 +380,7 @@ fn a_wrong_projection() -> Result<()> {
     // Three times as wide as what the projection reads.
     let copy = Copy::of("models/bert-cls-dense")?;
     copy.write("1_Pooling/config.json", &json!({"pooling_mode": ["cls", "mean", "max"]}))?;
-    copy.check("2_Dense/config.json: `in_features` is 28, but vectors have 84", None);
+    copy.check("2_Dense/config.json: `in_features` is 28, but vectors have 84", Some("a Dense reads what"));
     Ok(())
 }
 
@@ -338,18 +389,26 @@ fn wrong_settings() -> Result<()> {
     let copy = Copy::of("models/bert-cls-dense")?;
     let dense = fs::read_to_string(copy.0.path().join("2_Dense/config.json"))?;
     copy.set("2_Dense/config.json", "activation_function", &json!(["torch.nn.ReLU"]))?;
-    copy.check("`activation_function` is [\"torch.nn.ReLU\"], expected a string", None);
+    copy.check("`activation_function` is [\"torch.nn.ReLU\"], expected a string", Some("correct it there, or get"));
     fs::write(copy.0.path().join("2_Dense/config.json"), dense)?;
     let settings = "config_sentence_transformers.json";
-    for (json, message) in [
-        (json!({"prompts": ["a"]}), "`prompts` is [\"a\"], expected an object"),
-        (json!({"prompts": {"query": 3}}), "`prompts.query` is 3, expected a string"),
-        (json!({"default_prompt_name": "query"}), "`default_prompt_name` is `query`, which is no prompt of it"),
-        (json!({"default_prompt_name": ["query"]}), "`default_prompt_name` is [\"query\"], expected a string"),
-        (json!([]), "config_sentence_transformers.json: is not a JSON object"),
+    for (json, message, hint) in [
+        (json!({"prompts": ["a"]}), "`prompts` is [\"a\"], expected an object", "correct it"),
+        (json!({"prompts": {"query": 3}}), "`prompts.query` is 3, expected a string", "correct it"),
+        (
+            json!({"default_prompt_name": "query"}),
+            "`default_prompt_name` is `query`, which is no prompt of it",
+            "it has none",
+        ),
+        (
+            json!({"default_prompt_name": ["query"]}),
+            "`default_prompt_name` is [\"query\"], expected a string",
+            "correct it",
+        ),
+        (json!([]), "config_sentence_transformers.json: is not a JSON object", "it may be incomplete"),
     ] {
         copy.write(settings, &json)?;
-        copy.check(message, None);
+        copy.check(message, Some(hint));
     }
     // A prompt that is null is an empty one.
     let null = json!({"prompts": {"document": null, "passage": "paper "}, "default_prompt_name": "document"});
@@ -359,21 +418,22 @@ fn wrong_settings() -> Result<()> {
     assert_eq!((model.prompt(Prompt::Named("document"))?, model.prompt(Prompt::Document)?), ("", ""));
     copy.write(settings, &json!({}))?;
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 0}))?;
-    copy.check("`max_seq_length` is 0, expected a whole number of at least 1", None);
+    copy.check("`max_seq_length` is 0, expected a whole number of at least 1", Some("correct it there, or get"));
+    let supported = Some("supported are max_seq_length, do_lower_case");
     // Arguments of a tokenizer go over its file; those that change texts in other ways are refused.
     let arguments = json!({"processor_kwargs": {"model_max_length": 9}, "max_seq_length": 30});
     copy.write("sentence_bert_config.json", &arguments)?;
     assert_eq!(copy.load()?.max_tokens(), 9);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"do_lower_case": true}}))?;
-    copy.check("`tokenizer_args.do_lower_case` is true, expected nothing: it is not supported", None);
+    copy.check("`tokenizer_args.do_lower_case` is true, expected nothing: it is not supported", supported);
     copy.write("sentence_bert_config.json", &json!({"processing_kwargs": {"text": {}}}))?;
-    copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", None);
+    copy.check("`processing_kwargs.text` is {}, expected nothing: it is not supported", supported);
     copy.write("sentence_bert_config.json", &json!({"model_kwargs": {"subfolder": "onnx"}}))?;
-    copy.check("`model_kwargs.subfolder` is \"onnx\", expected nothing: it is not supported", None);
+    copy.check("`model_kwargs.subfolder` is \"onnx\", expected nothing: it is not supported", supported);
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": {"truncation_side": "middle"}}))?;
-    copy.check("`truncation_side` is \"middle\", expected left or right", None);
+    copy.check("`truncation_side` is \"middle\", expected left or right", Some("correct it there, or get"));
     copy.write("sentence_bert_config.json", &json!({"tokenizer_args": 3}))?;
-    copy.check("`tokenizer_args` is 3, expected an object", None);
+    copy.check("`tokenizer_args` is 3, expected an object", Some("correct it there, or get"));
     // Where there is no limit, the model's own holds: that of tokenizer_config.json is replaced, and so is the file's.
     for none in [json!(1e30), json!(10e29), Value::Null] {
         copy.write(
@@ -442,7 +502,9 @@ fn settings_of_a_transformer() -> Result<()> {
         ),
     ] {
         copy.write(file, &settings)?;
-        copy.check(&message, None);
+        let hint =
+            if message.ends_with(unsupported) { "supported are max_seq_length" } else { "a model of another task or" };
+        copy.check(&message, Some(hint));
     }
     let harmless = json!({
         "transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "unpad_inputs": true,
@@ -455,7 +517,10 @@ fn settings_of_a_transformer() -> Result<()> {
     assert_close("harmless", &copy.load()?.encode_query(&["bread and paper"])?, &expected, Tolerance::absolute(0.0));
     // A module of another name's vectors would leave these as they are.
     copy.write("2_Normalize/config.json", &json!({"module_input_name": "token_embeddings"}))?;
-    copy.check("`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"", None);
+    copy.check(
+        "`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"",
+        Some("a module that reads"),
+    );
     Ok(())
 }
 
@@ -531,7 +596,11 @@ fn settings_of_a_reranker() -> Result<()> {
     copy.set("sentence_bert_config.json", "max_seq_length", &json!(8))?;
     assert_eq!(score(&far)?, score(&format!("{far}violin "))?, "what is cut makes no difference");
     copy.set("sentence_bert_config.json", "transformer_task", &json!("text-generation"))?;
-    check_error(load(), "`transformer_task` is \"text-generation\", expected \"sequence-classification\"", None);
+    check_error(
+        load(),
+        "`transformer_task` is \"text-generation\", expected \"sequence-classification\"",
+        Some("a model of another"),
+    );
     Ok(())
 }
 
@@ -549,7 +618,7 @@ fn the_prompt_of_a_reranker() -> Result<()> {
     assert_ne!(score("copper")?, prompted);
     copy.set(settings, "default_prompt_name", &json!("passage"))?;
     let load = CrossEncoder::load(copy.0.path(), &ModelLoader::new());
-    check_error(load, "`default_prompt_name` is `passage`, which is no prompt of it", None);
+    check_error(load, "`default_prompt_name` is `passage`, which is no prompt of it", Some("it has other, query"));
     Ok(())
 }
 
@@ -566,8 +635,11 @@ fn a_token_type_that_the_model_has_not() -> Result<()> {
     candle_core::safetensors::save(&tensors, &path)?;
     copy.set("config.json", "type_vocab_size", &json!(1))?;
     let model = CrossEncoder::load(copy.0.path(), &ModelLoader::new())?;
-    let Err(error) = model.score("a", &["b"]) else { panic!("there is no second type") };
-    assert!(error.to_string().contains("token type 1 is not below the 1 of the model"), "{error}");
+    let message = "text 0: token type 1 is not below the 1 of the model";
+    check_error(model.score("a", &["b", "c"]), message, Some("the tokenizer is of another model, or should say that"));
+    // As the hint has it.
+    copy.set("tokenizer_config.json", "model_input_names", &json!(["input_ids", "attention_mask"]))?;
+    assert_eq!(CrossEncoder::load(copy.0.path(), &ModelLoader::new())?.score("a", &["b", "c"])?.len(), 2);
     Ok(())
 }
 
@@ -589,7 +661,7 @@ fn what_is_no_reranker() -> Result<()> {
                 if nested { ("sentence_transformers", json!({field: path})) } else { (field, path.clone()) };
             let activation = |copy: &Copy| copy.set(file, outer, &value);
             let message = format!("{file}: `{field}` is {path}, expected Sigmoid or Identity of torch.nn");
-            check_error(load(name, &activation)?, &message, None);
+            check_error(load(name, &activation)?, &message, Some("others are not supported"));
         }
     }
     let number = |copy: &Copy| copy.set("config.json", "sbert_ce_default_activation_function", &json!(3));

@@ -56,6 +56,10 @@ pub trait Encoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// The most tokens that a text may have.
     fn max_tokens(&self) -> usize;
+    /// Rows of the table of token types, which are below it; 0 if there is none.
+    fn token_types(&self) -> usize {
+        0
+    }
     /// Where the weights are and passes run.
     fn device(&self) -> &Device;
     /// The dtype of hidden states.

@@ -204,6 +204,10 @@ impl Encoder for PostNorm {
         self.config.max_tokens()
     }
 
+    fn token_types(&self) -> usize {
+        self.config.types
+    }
+
     fn device(&self) -> &Device {
         &self.device
     }

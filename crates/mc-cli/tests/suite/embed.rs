@@ -150,6 +150,12 @@ fn what_is_wrong_is_said() {
     check("bert-mean", &gpt, &[], b"x", "`model_type` is `gpt2`, supported are bert, ", "hint: convert the model");
     let relu = |place: &Place| place.set("model/config.json", "hidden_act", Some(json!("relu")));
     check("bert-mean", &relu, &[], b"x", "`hidden_act` is \"relu\", expected \"gelu\"", "hint: ");
+    // What is not supported is not a damaged file.
+    let length = |place: &Place| place.set("model/sentence_bert_config.json", "query_length", Some(json!(6)));
+    let error = "sentence_bert_config.json: `query_length` is 6, expected nothing: it is not supported";
+    check("bert-mean", &length, &[], b"x", error, "hint: supported are max_seq_length, do_lower_case");
+    let text = |place: &Place| fs::write(place.path("model/modules.json"), "[").unwrap();
+    check("bert-mean", &text, &[], b"x", "modules.json: is no JSON: ", "hint: it may be incomplete, damaged or edited");
     // The tokenizer of another model.
     let words = |place: &Place| {
         let from = Place::with_encoder("modernbert-weighted");
