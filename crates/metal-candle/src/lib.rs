@@ -27,10 +27,6 @@ struct Readme;
 
 #[cfg(all(doctest, feature = "embeddings"))]
 #[doc = include_str!("../../../docs/embeddings.md")]
-struct EmbeddingsPage;
-
-#[cfg(all(doctest, feature = "embeddings"))]
-#[doc = include_str!("../../../docs/embeddings.md")]
 struct Embeddings;
 
 pub use candle_core;
