@@ -9,8 +9,9 @@ fn main() -> anyhow::Result<()> {
     let (Some(model), Some(query), Some(file)) = (args.next(), args.next(), args.next()) else {
         anyhow::bail!("usage: embed MODEL_DIR QUERY FILE")
     };
-    let text = std::fs::read_to_string(file)?;
+    let text = std::fs::read_to_string(&file)?;
     let sentences: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    anyhow::ensure!(!sentences.is_empty(), "{file} has no sentences");
 
     // A directory; with the feature `hub` also an `EmbeddingModelType` or an id on the hub.
     let model = EmbeddingModel::from_pretrained(model, Device::new_with_fallback(0))?;
