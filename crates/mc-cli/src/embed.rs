@@ -118,13 +118,9 @@ struct Work<'a> {
 impl Work<'_> {
     /// Hands over the vectors of all lines in order; ends early when `take` says that it has enough.
     fn each(&mut self, lines: &mut Lines, take: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
-        /// Lines that are read before any is computed: enough to find some of similar length.
-        const AT_ONCE: usize = 4096;
-        /// Bytes of them, beyond which no other line is read.
-        const BYTES: usize = 16 << 20;
         let mut first = true;
         loop {
-            let texts = lines.next(AT_ONCE, BYTES)?;
+            let texts = lines.next(AT_ONCE, AT_ONCE_BYTES)?;
             if texts.is_empty() && !first {
                 return Ok(());
             }
@@ -187,6 +183,10 @@ fn npy_header(rows: u64, width: usize) -> Vec<u8> {
     header
 }
 
+/// Lines that are read before any is computed: enough to find some of similar length.
+const AT_ONCE: usize = 4096;
+/// Bytes of them, beyond which no other line is read.
+const AT_ONCE_BYTES: usize = 16 << 20;
 /// Bytes of a line, without what ends it. All of it is tokenized, which takes about 100 times as much memory.
 const LONGEST: u64 = 4 << 20;
 /// Bytes of what ends a line, at most.
@@ -302,7 +302,7 @@ mod tests {
         let long = [vec![b'x'; LONGEST as usize - 1], b"\n".to_vec()].concat();
         let mut lines = lines([long.repeat(7), b"a\nb\n".to_vec()].concat());
         // Four are four bytes less than 16 MiB.
-        let counts: Vec<_> = (0..4).map(|_| lines.next(4096, 16 << 20).unwrap().len()).collect();
+        let counts: Vec<_> = (0..4).map(|_| lines.next(AT_ONCE, AT_ONCE_BYTES).unwrap().len()).collect();
         assert_eq!(counts, [5, 4, 0, 0]);
         assert_eq!(lines.read, 9);
     }

@@ -4,7 +4,7 @@ use crate::{
     ModelSource, Result,
     batches::{Plan, finite},
     directory::{Directory, Object},
-    modules::{OTHERS, Reading, of_torch, settings},
+    modules::{OTHERS, Reading, of_torch, settings_of_reranker},
     prompts::Prompts,
     tokens::Tokens,
 };
@@ -77,11 +77,11 @@ impl CrossEncoder {
             return Err(directory.error("config.json", &problem, hint));
         }
         // As sentence-transformers has it: of another directory than one that it wrote itself, only what transformers reads.
-        let settings = settings(&directory, "CrossEncoder")?;
+        let settings = settings_of_reranker(&directory)?;
         let (reading, prompts) = match &settings {
             Some(config) => {
                 let reading = Reading::read(&directory, ["sequence-classification", "logits", "scores"])?;
-                (reading, Prompts::read(config)?)
+                (reading, Prompts::read(config, &[])?)
             }
             None => Default::default(),
         };
@@ -152,17 +152,22 @@ impl CrossEncoder {
 fn activation(config: &Object, settings: Option<&Object>) -> Result<Activation> {
     let nested = config.object("sentence_transformers")?;
     let places = [
-        settings.map(|settings| (settings, "activation_fn")),
-        Some((&nested, "activation_fn")),
-        Some((config, "sbert_ce_default_activation_function")),
+        settings.map(|settings| (settings, "activation_fn", "")),
+        Some((&nested, "activation_fn", "sentence_transformers.")),
+        Some((config, "sbert_ce_default_activation_function", "")),
     ];
-    for (object, field) in places.into_iter().flatten() {
+    for (object, field, of) in places.into_iter().flatten() {
         let Some(path) = object.text(field)? else { continue };
-        // Of other programs' activations sentence-transformers makes a sigmoid, with a warning.
+        // Sentence-transformers passes over those of other programs, with a warning.
         return match of_torch(path) {
             Some("Sigmoid") => Ok(Activation::Sigmoid),
             Some("Identity") => Ok(Activation::Identity),
-            _ => Err(object.unsupported(field, &path.into(), "Sigmoid or Identity of torch.nn", OTHERS)),
+            _ => Err(object.unsupported(
+                &format!("{of}{field}"),
+                &path.into(),
+                "Sigmoid or Identity of torch.nn",
+                OTHERS,
+            )),
         };
     }
     Ok(Activation::Sigmoid)

@@ -52,7 +52,8 @@ pub enum Prompt<'a> {
 pub struct EncodeOptions<'a> {
     /// What stands before each text.
     pub prompt: Prompt<'a>,
-    /// How many of the first dimensions are kept, at least 1 (Kusupati et al., "Matryoshka Representation Learning", 2022).
+    /// How many of the first dimensions are kept, at least 1 (Kusupati et al., "Matryoshka Representation Learning", 2022);
+    /// `None` is what the model was saved with, or all.
     /// Vectors of a model that gives them length 1 have it afterwards too.
     pub dimensions: Option<usize>,
     /// How many tokens are computed at once, by all threads together, which bounds memory; a longer text is alone. `None` is
@@ -126,18 +127,18 @@ impl EmbeddingModel {
     /// The same model with another encoder below, such as one made [plain](mc_models::Encoder::plain).
     ///
     /// # Errors
-    /// If the other one has hidden states of another width, or reads fewer ids or fewer tokens than the tokenizer gives.
+    /// If the other one has hidden states of another width, or reads fewer ids or fewer tokens.
     pub fn with_encoder(self, encoder: TextEncoder) -> Result<Self> {
         let (width, words, tokens) = (encoder.hidden_size(), encoder.vocab_size(), encoder.max_tokens());
         let wrong = |what, found, expected| Err(Error::Encoder { what, found, expected });
         if width != self.encoder.hidden_size() {
             return wrong("hidden states of width", width, self.encoder.hidden_size());
         }
-        if words != self.encoder.vocab_size() {
+        if words < self.encoder.vocab_size() {
             return wrong("a vocabulary of", words, self.encoder.vocab_size());
         }
         if tokens < self.tokens.limit {
-            return wrong("positions for tokens up to", tokens, self.tokens.limit);
+            return wrong("a context of", tokens, self.tokens.limit);
         }
         Ok(Self { encoder, ..self })
     }
@@ -147,9 +148,9 @@ impl EmbeddingModel {
         &self.encoder
     }
 
-    /// How many dimensions a vector has.
+    /// How many dimensions a vector has if no other number is asked for: all, or as many as the model was saved to give.
     pub fn dimensions(&self) -> usize {
-        self.width
+        self.recipe.dimensions.map_or(self.width, |saved| saved.min(self.width))
     }
 
     /// What it was opened as: a directory, or an id on the hub.
@@ -194,7 +195,8 @@ impl EmbeddingModel {
                 Step::Normalize => ", normalize",
             };
         }
-        format!("{line}; {} dimensions, at most {} tokens", self.width, self.tokens.limit)
+        let cut = if self.dimensions() < self.width { format!(" of {}", self.width) } else { String::new() };
+        format!("{line}; {}{cut} dimensions, at most {} tokens", self.dimensions(), self.tokens.limit)
     }
 
     /// The vectors of texts behind the model's default prompt, `(texts, dimensions)` in `f32`.
@@ -247,7 +249,7 @@ impl EmbeddingModel {
         options: &EncodeOptions,
         observer: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Embedded> {
-        let width = options.dimensions.unwrap_or(self.width);
+        let width = options.dimensions.unwrap_or(self.dimensions());
         if width == 0 || width > self.width {
             return Err(Error::Dimensions { asked: width, width: self.width });
         }

@@ -25,6 +25,8 @@ pub(crate) struct Recipe {
     pub(crate) pooling: Pooling,
     pub(crate) steps: Vec<Step>,
     pub(crate) prompts: Prompts,
+    /// How many of the first dimensions the model was saved to give, if not all.
+    pub(crate) dimensions: Option<usize>,
 }
 
 /// What `sentence_bert_config.json` says of how texts are read.
@@ -47,6 +49,9 @@ pub(crate) enum Step {
 const MODULES: &str = "modules.json";
 const SETTINGS: &str = "config_sentence_transformers.json";
 const WEIGHTS: &str = "model.safetensors";
+/// The field of the settings that says as what a model was saved, and what it says of one that embeds; as older ones, which say nothing.
+const KIND: &str = "model_type";
+const EMBEDS: &str = "SentenceTransformer";
 
 impl Recipe {
     /// Reads the files around an encoder whose hidden states have this width.
@@ -58,6 +63,7 @@ impl Recipe {
             pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
             steps: vec![],
             prompts: Prompts::default(),
+            dimensions: None,
         };
         let Some(modules) = directory.value(MODULES)? else {
             if is_causal(directory)? {
@@ -66,8 +72,14 @@ impl Recipe {
             return Ok(recipe);
         };
         recipe.bare = false;
-        if let Some(config) = settings(directory, "SentenceTransformer")? {
-            recipe.prompts = Prompts::read(&config)?;
+        if let Some(config) = directory.json(SETTINGS)? {
+            if let Some(other) = config.text(KIND)?.filter(|kind| *kind != EMBEDS) {
+                let hint = "a CrossEncoder reranks and embeds nothing; other kinds are not supported";
+                return Err(config.unsupported(KIND, &other.into(), EMBEDS, hint));
+            }
+            // Sentence-transformers has these two in each of its models.
+            recipe.prompts = Prompts::read(&config, &["query", "document"])?;
+            recipe.dimensions = config.size("truncate_dim")?;
         }
         let wrong = |what: &str, hint: &str| directory.error(MODULES, what, Some(hint));
         let listed = "it lists objects with `type` and `path`, as sentence-transformers writes them";
@@ -110,22 +122,26 @@ impl Recipe {
             }
         }
         if !pooled {
-            let hint = "a reranker has none: it scores pairs of texts, and embeds none; an embedding model has one as module 1";
+            let hint = if modules.is_empty() {
+                "it lists no modules: a Transformer and a Pooling at least"
+            } else {
+                "a reranker has none: it scores pairs of texts; an embedding model has one as module 1"
+            };
             return Err(wrong("has no Pooling after a Transformer, so nothing makes one vector of a text", hint));
         }
         Ok(recipe)
     }
 }
 
-/// `config_sentence_transformers.json` of a model that was saved as this kind. As sentence-transformers has it, the file is
-/// read with `modules.json` alone, and not of a model of another kind.
-pub(crate) fn settings(directory: &Directory, kind: &str) -> Result<Option<Object>> {
+/// `config_sentence_transformers.json` of a reranker. As sentence-transformers has it, the file is read with `modules.json` alone,
+/// and not of a model that was saved as something else.
+pub(crate) fn settings_of_reranker(directory: &Directory) -> Result<Option<Object>> {
     if directory.value(MODULES)?.is_none() {
         return Ok(None);
     }
     let Some(config) = directory.json(SETTINGS)? else { return Ok(None) };
-    let is_kind = config.text("model_type")?.unwrap_or("SentenceTransformer") == kind;
-    Ok(is_kind.then_some(config))
+    let reranks = config.text(KIND)? == Some("CrossEncoder");
+    Ok(reranks.then_some(config))
 }
 
 /// What a transformer is asked for: its task, what is taken of what it gives, and what the modules behind it call that.
@@ -146,8 +162,8 @@ impl Reading {
     /// What changes a vector is done as sentence-transformers 6.2 does it, or refused.
     fn of(config: &Object, [task, output, name]: Task) -> Result<Self> {
         let unsupported = |field: &str, found: &Value| {
-            let hint = "supported are max_seq_length, do_lower_case, and the arguments model_max_length and truncation_side; \
-                without this field vectors are others than the model was made for";
+            let hint = "supported are max_seq_length, do_lower_case, and arguments that change no result; \
+                without this field results are others than the model was made for";
             Err(config.unsupported(field, found, "nothing: it is not supported", hint))
         };
         // Arguments of the functions that load, by their name of today and of before, which goes first. What is known says how
@@ -220,7 +236,8 @@ fn read_config(folder: &Directory) -> Result<Object> {
 }
 
 /// The hint at activations.
-pub(crate) const OTHERS: &str = "others are not supported, and with one of these the model is another one";
+pub(crate) const OTHERS: &str =
+    "take a model with one of these: with another activation than its own it gives other numbers";
 
 /// The class of torch that a path like `torch.nn.modules.activation.Tanh` names.
 pub(crate) fn of_torch(path: &str) -> Option<&str> {
@@ -258,7 +275,8 @@ fn read_modes(config: &Object, written: &Value) -> Result<Vec<PoolingMode>> {
     let modes: Option<Vec<_>> = names.iter().map(named).collect();
     modes.filter(|modes| !modes.is_empty()).ok_or_else(|| {
         let all = PoolingMode::ALL.map(PoolingMode::name).join(", ");
-        config.wrong("pooling_mode", written, &format!("one or several of {all}"))
+        let hint = "other poolings are not supported; of these the model was made for one or several";
+        config.unsupported("pooling_mode", written, &format!("one or several of {all}"), hint)
     })
 }
 
@@ -320,7 +338,7 @@ impl Dense {
         };
         if config.flag("use_residual", false)? {
             let expected = "false: a sum with its input is not supported";
-            let hint = "without this field vectors are others than the model was made for";
+            let hint = "take a model without it: the same weights without the sum give other vectors";
             return Err(config.unsupported("use_residual", &true.into(), expected, hint));
         }
         check_names(&config)?;

@@ -13,7 +13,8 @@ pub(crate) struct Prompts {
 }
 
 impl Prompts {
-    pub(crate) fn read(config: &Object) -> Result<Self> {
+    /// Prompts of these other names are there and empty if the file has none.
+    pub(crate) fn read(config: &Object, empty: &[&str]) -> Result<Self> {
         let mut named = vec![];
         for (name, prompt) in config.object("prompts")?.map {
             match prompt {
@@ -26,7 +27,7 @@ impl Prompts {
         let default = config.text("default_prompt_name")?.map(str::to_string);
         let prompts = Self { named, default };
         match &prompts.default {
-            Some(name) if prompts.get(name).is_none() => {
+            Some(name) if prompts.get(name).is_none() && !empty.contains(&name.as_str()) => {
                 let known: Vec<_> = prompts.named.iter().map(|(name, _)| name.as_str()).collect();
                 let hint = match known.as_slice() {
                     [] => "it has none; name null there".into(),

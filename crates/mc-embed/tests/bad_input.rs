@@ -178,6 +178,26 @@ fn settings_without_modules() -> Result<()> {
     Ok(())
 }
 
+/// A model that was saved to give fewer dimensions gives those, unless others are asked for.
+#[test]
+fn dimensions_that_a_model_was_saved_with() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let encode = |model: &EmbeddingModel, dimensions| -> Result<_> {
+        let options = EncodeOptions { dimensions, ..EncodeOptions::default() };
+        Ok(model.encode_with(&["bread and salt"], &options, &mut |_| {})?.vectors.to_vec2::<f32>()?)
+    };
+    let whole = copy.load()?;
+    copy.write("config_sentence_transformers.json", &json!({"truncate_dim": 7}))?;
+    let saved = copy.load()?;
+    assert_eq!((whole.dimensions(), saved.dimensions()), (20, 7));
+    assert!(saved.describe().contains("; 7 of 20 dimensions"), "{}", saved.describe());
+    assert_eq!(encode(&saved, None)?, encode(&whole, Some(7))?);
+    assert_eq!(encode(&saved, Some(20))?, encode(&whole, None)?);
+    copy.write("config_sentence_transformers.json", &json!({"truncate_dim": 99}))?;
+    assert_eq!(copy.load()?.dimensions(), 20);
+    Ok(())
+}
+
 /// What follows the encoder was made for its width, and the tokenizer for its vocabulary.
 #[test]
 fn the_encoder_of_another_model() -> Result<()> {
@@ -185,14 +205,15 @@ fn the_encoder_of_another_model() -> Result<()> {
     let hint = Some("pass one of the same weights");
     for (other, message) in [
         ("models/mpnet-mean", "the encoder has hidden states of width 24, expected 20"),
-        ("models/modernbert-old", "the encoder has a vocabulary of 330, expected 150"),
+        ("models/distilbert-max", "the encoder has a vocabulary of 150, expected 330"),
     ] {
         let other = load(other)?.encoder().clone();
-        check_error(load("models/bert-mean")?.with_encoder(other), message, hint);
+        let of = if message.contains("width") { "models/bert-mean" } else { "models/modernbert-old" };
+        check_error(load(of)?.with_encoder(other), message, hint);
     }
     // As many words and the same width, but fewer positions.
     let (long, short) = (load("models/distilbert-max")?, load("models/bert-mean")?.encoder().clone());
-    check_error(long.with_encoder(short), "the encoder has positions for tokens up to 64, expected 90", hint);
+    check_error(long.with_encoder(short), "the encoder has a context of 64, expected 90", hint);
     // Of another model's weights nobody can tell.
     let (plain, other) = (load("models/bert-mean")?, load("models/bert-bare")?.encoder().clone());
     assert_eq!(plain.with_encoder(other)?.encode(&["bread"])?.dims(), [1, 20]);
@@ -280,7 +301,7 @@ fn modules_that_make_no_sense() -> Result<()> {
         (
             json!([]),
             "has no Pooling after a Transformer, so nothing makes one vector of a text",
-            Some("a reranker has none"),
+            Some("it lists no modules"),
         ),
         (
             json!([pooling, transformer]),
@@ -335,7 +356,7 @@ fn a_wrong_pooling() -> Result<()> {
     for mode in [json!("first"), json!([]), json!(["mean", "median"]), json!(3), json!({"mean": true})] {
         copy.write("1_Pooling/config.json", &json!({"pooling_mode": mode}))?;
         let message = format!("1_Pooling/config.json: `pooling_mode` is {mode}, expected {all}");
-        copy.check(&message, Some("correct it there, or get the file again"));
+        copy.check(&message, Some("other poolings are not supported"));
     }
     copy.write("1_Pooling/config.json", &json!({"pooling_mode_cls_token": "yes"}))?;
     copy.check("`pooling_mode_cls_token` is \"yes\", expected true or false", Some("correct it there, or get"));
@@ -361,11 +382,13 @@ fn a_wrong_projection() -> Result<()> {
     };
     for activation in ["torch.nn.modules.activation.SiLU", "torch.nn.functional.relu", "my.code.GELU", "GELU"] {
         let expected = "expected Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn";
-        changed("activation_function", json!(activation))?
-            .check(&format!("`activation_function` is \"{activation}\", {expected}"), Some("others are not supported"));
+        changed("activation_function", json!(activation))?.check(
+            &format!("`activation_function` is \"{activation}\", {expected}"),
+            Some("take a model with one of these"),
+        );
     }
     changed("use_residual", json!(true))?
-        .check("expected false: a sum with its input is not supported", Some("without this field"));
+        .check("expected false: a sum with its input is not supported", Some("take a model without it"));
     changed("module_input_name", json!("token_embeddings"))?.check(
         "`module_input_name` is \"token_embeddings\", expected \"sentence_embedding\"",
         Some("a module that reads"),
@@ -396,10 +419,16 @@ fn wrong_settings() -> Result<()> {
         (json!({"prompts": ["a"]}), "`prompts` is [\"a\"], expected an object", "correct it"),
         (json!({"prompts": {"query": 3}}), "`prompts.query` is 3, expected a string", "correct it"),
         (
-            json!({"default_prompt_name": "query"}),
-            "`default_prompt_name` is `query`, which is no prompt of it",
+            json!({"default_prompt_name": "passage"}),
+            "`default_prompt_name` is `passage`, which is no prompt of it",
             "it has none",
         ),
+        (
+            json!({"model_type": "SparseEncoder"}),
+            "`model_type` is \"SparseEncoder\", expected SentenceTransformer",
+            "a CrossEncoder reranks and embeds nothing",
+        ),
+        (json!({"truncate_dim": 0}), "`truncate_dim` is 0, expected a whole number of at least 1", "correct it"),
         (
             json!({"default_prompt_name": ["query"]}),
             "`default_prompt_name` is [\"query\"], expected a string",
@@ -416,6 +445,11 @@ fn wrong_settings() -> Result<()> {
     let model = copy.load()?;
     assert_eq!(model.prompts().collect::<Vec<_>>(), [("document", ""), ("passage", "paper ")]);
     assert_eq!((model.prompt(Prompt::Named("document"))?, model.prompt(Prompt::Document)?), ("", ""));
+    // Each model has these two, as in sentence-transformers, which writes no kind in older ones.
+    for name in ["query", "document"] {
+        copy.write(settings, &json!({"default_prompt_name": name, "model_type": "SentenceTransformer"}))?;
+        assert_eq!(copy.load()?.prompt(Prompt::Default)?, "");
+    }
     copy.write(settings, &json!({}))?;
     copy.write("sentence_bert_config.json", &json!({"max_seq_length": 0}))?;
     copy.check("`max_seq_length` is 0, expected a whole number of at least 1", Some("correct it there, or get"));
@@ -653,15 +687,15 @@ fn what_is_no_reranker() -> Result<()> {
     // In each place that may name an activation; those of other programs are refused, whatever their last word is.
     for (name, file, field, nested) in [
         ("cross/bert", "config.json", "sbert_ce_default_activation_function", false),
-        ("cross/bert", "config.json", "activation_fn", true),
+        ("cross/bert", "config.json", "sentence_transformers.activation_fn", true),
         ("cross/bert-saved", "config_sentence_transformers.json", "activation_fn", false),
     ] {
         for path in [json!("torch.nn.Softmax"), json!("my.code.Identity"), json!("Sigmoid")] {
             let (outer, value) =
-                if nested { ("sentence_transformers", json!({field: path})) } else { (field, path.clone()) };
+                if nested { ("sentence_transformers", json!({"activation_fn": path})) } else { (field, path.clone()) };
             let activation = |copy: &Copy| copy.set(file, outer, &value);
             let message = format!("{file}: `{field}` is {path}, expected Sigmoid or Identity of torch.nn");
-            check_error(load(name, &activation)?, &message, Some("others are not supported"));
+            check_error(load(name, &activation)?, &message, Some("take a model with one of these"));
         }
     }
     let number = |copy: &Copy| copy.set("config.json", "sbert_ce_default_activation_function", &json!(3));

@@ -345,6 +345,9 @@ CROSS = {
 
 def main():
     names = sys.argv[1:]
+    known = [f"models/{name}" for name in MODELS] + [f"cross/{name}" for name in CROSS]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}")
     write_json(HERE / "texts.json", {"texts": TEXTS, "pairs": PAIRS})
     for part, cases, make in (("models", MODELS, make_model), ("cross", CROSS, make_cross)):
         if not names:
