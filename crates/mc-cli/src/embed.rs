@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// The model's prompt of this name stands before each line
     #[arg(long, value_name = "NAME")]
     prompt: Option<String>,
-    /// Keep the first N dimensions
+    /// Keep the first N dimensions [default: as the model was saved, or all]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
     /// Tokens that are computed at once [default: what suits the device]

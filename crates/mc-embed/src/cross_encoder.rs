@@ -4,7 +4,7 @@ use crate::{
     ModelSource, Result,
     batches::{Plan, finite},
     directory::{Directory, Object},
-    modules::{OTHERS, Reading, of_torch, settings_of_reranker},
+    modules::{OTHER_ACTIVATION, Reading, of_torch, settings_of_reranker},
     prompts::Prompts,
     tokens::Tokens,
 };
@@ -166,7 +166,7 @@ fn activation(config: &Object, settings: Option<&Object>) -> Result<Activation> 
                 &format!("{of}{field}"),
                 &path.into(),
                 "Sigmoid or Identity of torch.nn",
-                OTHERS,
+                OTHER_ACTIVATION,
             )),
         };
     }

@@ -49,7 +49,7 @@ pub(crate) enum Step {
 const MODULES: &str = "modules.json";
 const SETTINGS: &str = "config_sentence_transformers.json";
 const WEIGHTS: &str = "model.safetensors";
-/// The field of the settings that says as what a model was saved, and what it says of one that embeds; as older ones, which say nothing.
+/// Where the settings say as what a model was saved, and what they say of one that embeds; older ones say nothing.
 const KIND: &str = "model_type";
 const EMBEDS: &str = "SentenceTransformer";
 
@@ -235,8 +235,8 @@ fn read_config(folder: &Directory) -> Result<Object> {
     folder.json("config.json")?.ok_or_else(|| folder.error("config.json", "is missing", Some(hint)))
 }
 
-/// The hint at activations.
-pub(crate) const OTHERS: &str =
+/// The hint where a model has another activation than those that there are.
+pub(crate) const OTHER_ACTIVATION: &str =
     "take a model with one of these: with another activation than its own it gives other numbers";
 
 /// The class of torch that a path like `torch.nn.modules.activation.Tanh` names.
@@ -275,7 +275,7 @@ fn read_modes(config: &Object, written: &Value) -> Result<Vec<PoolingMode>> {
     let modes: Option<Vec<_>> = names.iter().map(named).collect();
     modes.filter(|modes| !modes.is_empty()).ok_or_else(|| {
         let all = PoolingMode::ALL.map(PoolingMode::name).join(", ");
-        let hint = "other poolings are not supported; of these the model was made for one or several";
+        let hint = "other poolings are not supported";
         config.unsupported("pooling_mode", written, &format!("one or several of {all}"), hint)
     })
 }
@@ -332,7 +332,7 @@ impl Dense {
                 Some("Sigmoid") => DenseActivation::Sigmoid,
                 _ => {
                     let expected = "Identity, Tanh, ReLU, GELU or Sigmoid of torch.nn";
-                    return Err(config.unsupported("activation_function", &path.into(), expected, OTHERS));
+                    return Err(config.unsupported("activation_function", &path.into(), expected, OTHER_ACTIVATION));
                 }
             },
         };
