@@ -51,28 +51,16 @@ pub(super) fn elsewhere(top: u8, row: &[bf16]) -> usize {
 
 /// Writes block i of a row, and to the list what lies elsewhere; returns how many bytes of it that is.
 pub(super) fn pack(top: u8, (i, bits): (usize, &[u16; BLOCK]), list: &mut [u8], to: &mut [u8]) -> usize {
-    let (low, codes) = to.split_at_mut(BLOCK);
-    let ordered = ORDER.map(|n| bits[n]);
-    let mut any = false;
-    simd(
-        #[inline(always)]
-        || {
-            low.iter_mut().zip(&ordered).for_each(|(low, bits)| *low = *bits as u8);
-            let (first, second) = ordered.split_at(BLOCK / 2);
-            for ((to, first), second) in codes.iter_mut().zip(first).zip(second) {
-                let code = |bits: u16| ((bits >> 12) as u8 & CODES as u8) | (below(top, bits) % CODES as u8);
-                *to = code(*first) | code(*second) << 4;
-            }
-            any = ordered.iter().fold(false, |any, bits| any | is_elsewhere(top, *bits));
-        },
-    );
-    if !any {
+    let Some(to) = to.first_chunk_mut() else { return 0 };
+    // SAFETY: a form is made only where the CPU has the instructions.
+    #[allow(unsafe_code)]
+    if unsafe { avx2::pack(top, bits, to) } {
         return 0;
     }
-    let found = ordered.iter().enumerate().filter(|(_, bits)| is_elsewhere(top, **bits));
+    let found = ORDER.iter().enumerate().filter(|(_, n)| is_elsewhere(top, bits[**n]));
     let mut listed = 0;
-    for ((at, bits), to) in found.zip(list.as_chunks_mut().0) {
-        *to = (((i * BLOCK + at) as u32) << 8 | u32::from(bits >> 8)).to_le_bytes();
+    for ((at, n), to) in found.zip(list.as_chunks_mut().0) {
+        *to = (((i * BLOCK + at) as u32) << 8 | u32::from(bits[*n] >> 8)).to_le_bytes();
         listed += LISTED;
     }
     listed
@@ -80,7 +68,7 @@ pub(super) fn pack(top: u8, (i, bits): (usize, &[u16; BLOCK]), list: &mut [u8], 
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
-    //! The dot product in AVX2, in the order of [`simd::dot`].
+    //! Making the form, and the dot product in the order of [`simd::dot`], in AVX2.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
     use super::{super::BLOCK, BYTES, CODES, LISTED, ORDER};
@@ -112,6 +100,41 @@ pub(super) mod avx2 {
                 self.0 = rest;
             }
         }
+    }
+
+    /// Writes a block; whether all its numbers lie near the top.
+    ///
+    /// # Safety
+    /// The CPU has the instructions.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn pack(top: u8, bits: &[u16; BLOCK], to: &mut [u8; BYTES]) -> bool {
+        let (byte, exponent) = (_mm256_set1_epi16(0xFF), _mm256_set1_epi8(0x7F));
+        let (top, code) = (_mm256_set1_epi8(top.cast_signed()), _mm256_set1_epi8(CODES as i8 - 1));
+        let (sign, half) = (_mm256_set1_epi8(CODES as i8), _mm256_set1_epi8(0xF));
+        // Two vectors of units make one of bytes, four at a time from the one and the other; this is where they belong.
+        let in_order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+        let mut codes = [_mm256_setzero_si256(); 2];
+        let mut far = _mm256_setzero_si256();
+        for (h, codes) in codes.iter_mut().enumerate() {
+            // SAFETY: 32 numbers are two vectors, and half the low bytes one.
+            unsafe {
+                let from = bits.as_ptr().add(32 * h);
+                let (first, second) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
+                let low = _mm256_packus_epi16(_mm256_and_si256(first, byte), _mm256_and_si256(second, byte));
+                let high = _mm256_packus_epi16(_mm256_srli_epi16::<8>(first), _mm256_srli_epi16::<8>(second));
+                let low = _mm256_permutevar8x32_epi32(low, in_order);
+                _mm256_storeu_si256(to.as_mut_ptr().add(32 * h).cast(), low);
+                let high = _mm256_permutevar8x32_epi32(high, in_order);
+                let below = _mm256_sub_epi8(top, _mm256_and_si256(high, exponent));
+                far = _mm256_or_si256(far, _mm256_andnot_si256(code, below));
+                let signs = _mm256_and_si256(_mm256_srli_epi16::<4>(high), sign);
+                *codes = _mm256_or_si256(_mm256_and_si256(below, code), signs);
+            }
+        }
+        let upper = _mm256_slli_epi16::<4>(_mm256_and_si256(codes[1], half));
+        // SAFETY: the codes are as many bytes as a vector.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(BLOCK).cast(), _mm256_or_si256(codes[0], upper)) };
+        _mm256_testz_si256(far, far) == 1
     }
 
     /// Dot product of a row with x.
@@ -223,6 +246,14 @@ pub(super) mod avx2 {
 pub(super) mod avx2 {
     //! No other CPU has the form, as [`super::super::Code::is_read`] says: nothing of this runs.
     #![allow(unsafe_code)]
+
+    use super::{super::BLOCK, BYTES};
+
+    /// # Safety
+    /// None is asked for.
+    pub(super) unsafe fn pack(_: u8, _: &[u16; BLOCK], _: &mut [u8; BYTES]) -> bool {
+        true
+    }
 
     /// # Safety
     /// None is asked for.
