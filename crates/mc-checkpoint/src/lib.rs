@@ -6,6 +6,7 @@
 mod atomic;
 mod error;
 pub mod hub;
+mod lock;
 mod model_dir;
 pub mod peft;
 pub mod safetensors;
@@ -14,6 +15,7 @@ pub mod state;
 
 pub use atomic::write_atomic;
 pub use error::{Error, Result};
+pub use lock::Lock;
 pub use model_dir::{GenerationConfig, ModelDir};
 pub use peft::{PeftAdapter, PeftConfig, TargetModules};
 pub use safetensors::{SafeTensors, save_safetensors, stream_safetensors};

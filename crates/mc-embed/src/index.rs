@@ -11,7 +11,7 @@ mod rows;
 pub use error::{Error, Result};
 pub use mc_backend::search::{Hit, top_k};
 
-pub(crate) use manifest::Lock;
+pub(crate) use mc_checkpoint::Lock;
 pub(crate) use rows::{NewRows, Source};
 
 use manifest::Manifest;

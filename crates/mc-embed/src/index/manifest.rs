@@ -1,10 +1,10 @@
 //! `index.json`: what an index is, and which file holds its rows. Replacing it is what makes a change true.
 
 use super::{Error, IndexConfig, Result};
-use mc_checkpoint::write_atomic;
+use mc_checkpoint::{Lock, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{ErrorKind, Read, Write},
     path::{Path, PathBuf},
 };
@@ -149,44 +149,9 @@ pub(super) fn make_directory(dir: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-/// The right to write, until it is dropped. The system takes it back from a process that dies.
-pub(crate) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a program that is being started meanwhile has the same file open for a moment, and the lock with it.
-        if let Err(error) = self.0.unlock() {
-            tracing::debug!("a lock ends when its file is closed: {error}");
-        }
-    }
-}
-
+/// The right to write into the directory of an index.
 pub(super) fn lock(dir: &Path) -> Result<Lock> {
     let path = dir.join(LOCK);
     check_kind(&path)?;
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Busy { dir: dir.into(), what: "another run is writing this index" })
-        }
-        Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As a program has it that another thread is about to start.
-    #[test]
-    fn a_lock_ends_though_its_file_is_open_elsewhere() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path()).unwrap();
-        let inherited = held.0.try_clone().unwrap();
-        assert!(matches!(lock(dir.path()), Err(Error::Busy { .. })));
-        drop(held);
-        lock(dir.path()).unwrap();
-        drop(inherited);
-    }
+    Lock::take(&path)?.ok_or_else(|| Error::Busy { dir: dir.into(), what: "another run is writing this index" })
 }
