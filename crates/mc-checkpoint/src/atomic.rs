@@ -29,12 +29,17 @@ use std::{
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     let result = match fs::metadata(path) {
-        Ok(found) if !found.is_file() || path.starts_with("/dev") => hand_over(path, write),
+        Ok(found) if !found.is_file() || is_open_somewhere(path) => hand_over(path, write),
         Ok(_) => path.canonicalize().and_then(|path| replace(&path, write)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => replace(&end_of_links(path), write),
         Err(e) => Err(e),
     };
     result.map_err(Error::io(path))
+}
+
+/// Whether a path names what a process has open, as `/dev/stdout` does, and no file of its own.
+fn is_open_somewhere(path: &Path) -> bool {
+    ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"].iter().any(|place| path.starts_with(place))
 }
 
 /// Where a path leads to where nothing is yet.

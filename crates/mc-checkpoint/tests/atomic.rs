@@ -55,6 +55,18 @@ fn what_stdout_leads_to_is_written_on() {
     assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"head tail".to_vec(), vec!["log".to_string()]));
 }
 
+/// Under /dev too a file is a file: some systems have a disk in memory there.
+#[test]
+fn a_file_on_a_disk_in_memory_is_replaced() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let path = dir.path().join("file");
+    for text in ["the first", "another"] {
+        write_atomic(&path, |file| file.write_all(text.as_bytes())).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+    assert_eq!(names(dir.path()), ["file"]);
+}
+
 #[test]
 fn a_link_stays_and_what_it_leads_to_is_written() {
     let dir = tempfile::tempdir().unwrap();
