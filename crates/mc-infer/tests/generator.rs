@@ -149,6 +149,28 @@ fn an_empty_prompt_is_the_token_that_begins_a_text() -> Result<()> {
     Ok(())
 }
 
+/// A tokenizer that puts EOS after every text does not put it after a prompt, with which training knows no EOS either.
+#[test]
+fn a_prompt_does_not_end_in_eos() -> Result<()> {
+    let mut files = TokenizerFiles::read(tokenizer_dir("metaspace"))?;
+    let mut json: serde_json::Value = serde_json::from_slice(&files.tokenizer_json)?;
+    let processor = &mut json["post_processor"];
+    let end = serde_json::json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    processor["single"].as_array_mut().unwrap().push(end);
+    processor["special_tokens"]["</s>"] = serde_json::json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    files.tokenizer_json = serde_json::to_vec(&json)?.into();
+    let tokenizer = Tokenizer::from_files(&files)?;
+    let ids = tokenizer.encode("Tell me", true)?;
+    assert_eq!(ids.last().copied(), tokenizer.eos_token_id());
+    for ignore_eos in [false, true] {
+        let model = Arc::new(Scripted::new(tokenizer.vocab_size(), &[5, 6]));
+        let config = GeneratorConfig { max_tokens: 2, ignore_eos, ..config() };
+        let generation = Generator::new(model, tokenizer.clone(), config)?.generate("Tell me")?;
+        assert_eq!(generation.prompt_tokens, ids.len() - 1);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_conversation_is_written_down_by_its_template() -> Result<()> {
     let messages = [Message::new("system", "Be brief."), Message::new("user", "2+2?")];

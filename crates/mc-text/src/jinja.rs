@@ -37,7 +37,8 @@ pub(crate) fn without_generation_tags(source: &str) -> Option<String> {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // After the opening: the `%` of `{%}` does not close it.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };
@@ -151,5 +152,8 @@ mod tests {
             Some("é{%- with -%}{%- filter _generation -%}a{% endfilter -%}{%- endwith +%}"),
         );
         check("{%generation%}{%-%}", Some("{% with -%}{%- filter _generation %}{%-%}"));
+        // As in a comment.
+        check("{# {%} #}{% generation %}a", Some("{# {%} #}{% with -%}{%- filter _generation %}a"));
+        check("{%}", None);
     }
 }

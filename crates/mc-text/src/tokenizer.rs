@@ -102,6 +102,21 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The ids of a prompt: those of a text, but without the last one where that is one of `eos` and the tokenizer puts it after
+    /// every text: nothing goes on after it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, prompt: &str, eos: &[u32]) -> Result<Vec<u32>> {
+        let mut ids = self.encode(prompt, true)?;
+        if let Some(last) = ids.last().copied().filter(|last| eos.contains(last))
+            && self.encode(prompt, false)?.last() != Some(&last)
+        {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
     /// A text, or a pair of them, with the special tokens that the tokenizer puts around it and at most `limit` ids: what is
     /// too much is cut off `text` and `pair`, of the longer one first, never off the special tokens.
     pub fn encode_within(&self, text: &str, pair: Option<&str>, limit: usize, side: CutSide) -> Result<Encoded> {

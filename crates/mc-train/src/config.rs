@@ -37,7 +37,8 @@ pub struct TrainingConfig {
     pub shuffle: bool,
     /// Steps from one evaluation to the next, at least 1; `None`: after each epoch. There is one after the last step.
     pub eval_every: Option<u64>,
-    /// Steps from one checkpoint to the next, at least 1; `None`: only after the last step.
+    /// Steps from one checkpoint to the next, at least 1; `None`: no checkpoints. What a run goes on from is saved with each, or
+    /// after each epoch, and after the last step.
     pub save_every: Option<u64>,
     /// Whether blocks are computed forward twice, again in the backward pass, which takes less memory.
     pub grad_checkpoint: bool,

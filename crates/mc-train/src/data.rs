@@ -240,8 +240,6 @@ pub struct DataFiles {
     pub train: PathBuf,
     /// `valid.jsonl`, if it is there.
     pub valid: Option<PathBuf>,
-    /// `test.jsonl`, if it is there.
-    pub test: Option<PathBuf>,
 }
 
 impl DataFiles {
@@ -253,14 +251,14 @@ impl DataFiles {
         let path = path.as_ref();
         let there = |name: &str| Some(path.join(name)).filter(|p| p.is_file());
         if !path.metadata().map_err(Error::io(path))?.is_dir() {
-            return Ok(Self { train: path.into(), valid: None, test: None });
+            return Ok(Self { train: path.into(), valid: None });
         }
         let train = there("train.jsonl").ok_or_else(|| Error::Data {
             place: path.display().to_string(),
             what: "no train.jsonl".into(),
             hint: "a data directory holds train.jsonl, and valid.jsonl if there is held-out data".into(),
         })?;
-        Ok(Self { train, valid: there("valid.jsonl"), test: there("test.jsonl") })
+        Ok(Self { train, valid: there("valid.jsonl") })
     }
 }
 

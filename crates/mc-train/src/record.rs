@@ -100,7 +100,8 @@ impl<'a> Reader<'a> {
             return Err(fault(place, "`prompt` and `completion` are empty", "leave the record out"));
         }
         // Generation goes on from exactly these.
-        let before = self.prompt(place, prompt)?;
+        let before = self.tokenizer.encode_prompt(prompt, self.eos.as_slice());
+        let before = before.map_err(|e| cannot_encode(place, e))?;
         let joined = self.encode(place, &format!("{prompt}{completion}"), true)?;
         // A tokenizer may write the start of a text otherwise than the same letters inside one, so the completion is
         // tokenised where it stands; unless that would merge its start with the end of the prompt.
@@ -112,18 +113,6 @@ impl<'a> Reader<'a> {
         };
         let supervised = (0..ids.len()).map(|i| !self.mask_prompt || i >= before.len()).collect();
         Ok((ids, supervised))
-    }
-
-    /// The tokens of a prompt: as of a text, but without the EOS that some tokenizers put after every text.
-    fn prompt(&self, place: &str, prompt: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode(place, prompt, true)?;
-        if self.eos.is_some() && ids.last() == self.eos.as_ref() {
-            let bare = self.encode(place, prompt, false)?;
-            if bare.last() != self.eos.as_ref() {
-                ids.pop();
-            }
-        }
-        Ok(ids)
     }
 
     fn messages(&self, place: &str, record: &Map<String, Value>) -> Result<Example> {
@@ -150,8 +139,12 @@ impl<'a> Reader<'a> {
     }
 
     fn encode(&self, place: &str, text: &str, special: bool) -> Result<Vec<u32>> {
-        self.tokenizer.encode(text, special).map_err(|e| Error::Record { place: place.into(), source: Box::new(e) })
+        self.tokenizer.encode(text, special).map_err(|e| cannot_encode(place, e))
     }
+}
+
+fn cannot_encode(place: &str, error: mc_text::Error) -> Error {
+    Error::Record { place: place.into(), source: Box::new(error) }
 }
 
 fn messages(place: &str, value: &Value) -> Result<Vec<Message>> {

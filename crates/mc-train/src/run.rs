@@ -58,6 +58,13 @@ impl RunFiles {
         self.state().is_file()
     }
 
+    /// Whether a run has left something that a new one into the same directory would replace or remove.
+    pub fn holds_results(&self) -> bool {
+        let adapter = ["adapter_config.json", "adapter_model.safetensors"].map(|name| self.output.join(name));
+        let run = [self.state(), self.checkpoints(), self.best()];
+        adapter.iter().chain(&run).any(|path| path.symlink_metadata().is_ok())
+    }
+
     fn run(&self) -> PathBuf {
         self.output.join("run")
     }

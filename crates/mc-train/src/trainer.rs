@@ -183,11 +183,9 @@ impl Trainer {
         let vocab_size = self.model.config().vocab_size;
         data.check_tokens("the training data", vocab_size)?;
         valid.map_or(Ok(()), |valid| valid.check_tokens("the held-out data", vocab_size))?;
-        let fingerprint = Fingerprint::new(self.model.config(), &self.adapter, &self.config, Some(data));
+        let fingerprint = self.check_data(data)?;
+        self.resumed = None;
         let files = self.config.output_dir.clone().map(RunFiles::new);
-        if let (Some(resumed), Some(files)) = (self.resumed.take(), &files) {
-            resumed.check(&fingerprint).map_err(|what| Error::Resume { path: files.state(), what })?;
-        }
         let mut run = Run {
             data,
             valid,
@@ -223,6 +221,23 @@ impl Trainer {
         };
         self.tell(&mut run, |o| o.on_end(&metrics));
         Ok(metrics)
+    }
+
+    /// Checks that a resumed run was started with these data, as training will do; for who wants to know before.
+    ///
+    /// # Errors
+    /// If it was started with others.
+    pub fn check_resumed_data(&self, data: &Dataset) -> Result<()> {
+        self.check_data(data).map(drop)
+    }
+
+    fn check_data(&self, data: &Dataset) -> Result<Fingerprint> {
+        let fingerprint = Fingerprint::new(self.model.config(), &self.adapter, &self.config, Some(data));
+        if let (Some(resumed), Some(output)) = (&self.resumed, &self.config.output_dir) {
+            let path = RunFiles::new(output).state();
+            resumed.check(&fingerprint).map_err(|what| Error::Resume { path, what })?;
+        }
+        Ok(fingerprint)
     }
 
     /// One optimizer step on the batches given, for training loops of your own. It knows no epochs and saves nothing.
@@ -349,12 +364,12 @@ impl Trainer {
                 self.progress.epoch += 1;
                 self.progress.batch = 0;
             }
-            let last = stop || metrics.step == run.total;
-            let due = |every: Option<u64>| every.is_some_and(|n| metrics.step.is_multiple_of(n));
-            if last && !stop || due(self.config.eval_every) || self.config.eval_every.is_none() && epoch_ends {
+            let last = metrics.step == run.total;
+            let due = |every: Option<u64>| every.map_or(epoch_ends, |n| metrics.step.is_multiple_of(n));
+            if last || due(self.config.eval_every) {
                 self.evaluate(run)?;
             }
-            if last || due(self.config.save_every) {
+            if last || stop || due(self.config.save_every) {
                 self.save_run(run)?;
             }
             if stop {

@@ -85,6 +85,7 @@ fn a_completion_follows_the_prompt_as_generation_sees_it() {
             // The end that it puts after every text does not come after a prompt.
             assert_eq!(before.pop(), eos);
         }
+        assert_eq!(tokenizer.encode_prompt(prompt, eos.as_slice()).unwrap(), before);
         assert_eq!(example.ids[..before.len()], before, "{name}: {prompt:?} + {completion:?}");
         let marks: Vec<_> = (0..example.ids.len()).map(|i| i >= before.len() && i > 0).collect();
         assert_eq!(example.supervised, marks, "{name}: {prompt:?} + {completion:?}");
@@ -221,7 +222,7 @@ fn a_directory_names_its_files() {
     fs::write(&train, "{\"text\": \"a b c\"}").unwrap();
     fs::write(dir.path().join("valid.jsonl"), "").unwrap();
     let files = DataFiles::find(dir.path()).unwrap();
-    assert_eq!(files, DataFiles { train: train.clone(), valid: Some(dir.path().join("valid.jsonl")), test: None });
+    assert_eq!(files, DataFiles { train: train.clone(), valid: Some(dir.path().join("valid.jsonl")) });
     assert_eq!(DataFiles::find(&train).unwrap(), DataFiles { valid: None, ..files });
     let tokenizer = tokenizer("byte_level");
     assert_eq!(Dataset::load(&train, &tokenizer, &DatasetOptions::default()).unwrap().len(), 1);

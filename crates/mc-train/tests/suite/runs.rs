@@ -101,6 +101,70 @@ fn a_crash_loses_no_more_than_the_steps_since_the_last_save() {
     }
 }
 
+/// Without `save_every` each epoch is saved, and no checkpoint is kept.
+#[test]
+fn a_crash_loses_no_more_than_an_epoch() {
+    struct Crash;
+    impl Observer for Crash {
+        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
+            assert!(metrics.step < 6, "crash");
+            ControlFlow::Continue(())
+        }
+    }
+    let (train, valid) = (random_data(1, 7), random_data(2, 3));
+    let dir = tempfile::tempdir().unwrap();
+    let to = |name: &str| TrainingConfig { output_dir: Some(dir.path().join(name)), ..config(9) };
+    let files = RunFiles::new(dir.path().join("crashed"));
+    assert!(!files.holds_results());
+    trainer(to("whole")).train_with_eval(&train, Some(&valid)).unwrap();
+    let mut crashing = trainer(to("crashed")).with_observer(Box::new(Crash));
+    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(&train, Some(&valid)).map(drop));
+    assert!(std::panic::catch_unwind(crash).is_err());
+    assert!(files.holds_results());
+    let mut rest = trainer(to("crashed"));
+    rest.resume().unwrap();
+    assert_eq!(rest.steps(), 4, "two steps are an epoch");
+    rest.check_resumed_data(&train).unwrap();
+    assert!(rest.check_resumed_data(&valid).unwrap_err().to_string().contains("`examples` is 3"));
+    rest.train_with_eval(&train, Some(&valid)).unwrap();
+    assert_same_files(&dir.path().join("whole"), &dir.path().join("crashed"));
+    assert!(!files.output().join("run/checkpoints").exists());
+}
+
+/// Whatever is left of a run counts, and what says nothing does not.
+#[test]
+fn results_are_seen_before_they_are_replaced() {
+    for (file, holds) in [
+        ("adapter_config.json", true),
+        ("adapter_model.safetensors", true),
+        ("run/state.safetensors", true),
+        ("run/best/adapter_config.json", true),
+        ("run/checkpoints/2/adapter_config.json", true),
+        ("run/lock", false),
+        ("run/metrics.jsonl", false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+        assert_eq!(RunFiles::new(dir.path()).holds_results(), holds, "{file}");
+    }
+}
+
+/// There is no step left to make up for an evaluation that is left out.
+#[test]
+fn a_run_that_is_stopped_in_its_last_step_is_evaluated() {
+    let (train, valid) = (random_data(1, 7), random_data(2, 3));
+    let run = |config: TrainingConfig| {
+        let mut trainer = trainer(config).with_observer(Box::new(StopAfter(3)));
+        trainer.train_with_eval(&train, Some(&valid)).unwrap()
+    };
+    let last = run(TrainingConfig { eval_every: Some(2), ..config(3) });
+    let (before, best) = (run(TrainingConfig { eval_every: Some(2), ..config(4) }), last.best.unwrap());
+    assert_eq!((last.stopped, before.stopped, best.step), (false, true, 3), "the loss falls");
+    assert!(last.eval.unwrap().loss < before.eval.unwrap().loss);
+}
+
 #[test]
 fn what_does_not_fit_is_not_resumed() {
     let dir = tempfile::tempdir().unwrap();
@@ -241,6 +305,7 @@ fn observers_hear_everything_in_order() {
             "step 1 in epoch 1",
             "step 2 in epoch 1",
             "eval 2 true",
+            "save 2",
             "step 3 in epoch 2",
             "step 4 in epoch 2",
             "eval 4 true",
