@@ -22,47 +22,62 @@ pub fn peak_memory_bytes() -> Option<u64> {
 /// Whether half of the memory there is stays available after taking so many bytes; false where the system does not say.
 /// What there is may be less than the machine has: a control group's limit counts.
 pub fn is_memory_plentiful(bytes: u64) -> bool {
+    memory().is_some_and(|(all, available)| available.saturating_sub(bytes) >= all / 2)
+}
+
+/// The memory that the process can still take, in bytes, before others are swapped out or it is ended; `None` where the system does not
+/// say. A control group's limit counts.
+pub fn available_memory_bytes() -> Option<u64> {
+    memory().map(|(_, available)| available)
+}
+
+/// Bytes there are, and those available.
+fn memory() -> Option<(u64, u64)> {
     #[cfg(target_os = "linux")]
     {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let group = (read("/sys/fs/cgroup/memory.max"), read("/sys/fs/cgroup/memory.current"));
-        stays_plentiful(&read("/proc/meminfo"), (&group.0, &group.1), bytes)
+        memory_of(&read("/proc/meminfo"), (&group.0, &group.1))
     }
     #[cfg(not(target_os = "linux"))]
-    {
-        let _ = bytes;
-        false
-    }
+    None
 }
 
-/// [`is_memory_plentiful`] by what the system's files say: its memory, and the group's limit and use.
+/// [`memory`] by what the system's files say: its memory, and the group's limit and use.
 #[cfg(target_os = "linux")]
-fn stays_plentiful(meminfo: &str, (limit, used): (&str, &str), bytes: u64) -> bool {
+fn memory_of(meminfo: &str, (limit, used): (&str, &str)) -> Option<(u64, u64)> {
     let kib = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
-    let (Some(all), Some(available)) = (kib("MemTotal:"), kib("MemAvailable:")) else { return false };
-    let (mut all, mut available) = (all * 1024, available * 1024);
+    let (mut all, mut available) = (kib("MemTotal:")? * 1024, kib("MemAvailable:")? * 1024);
     // Without a limit the file says `max`, and without a group there is none.
     if let (Ok(limit), Ok(used)) = (limit.trim().parse::<u64>(), used.trim().parse::<u64>()) {
         (all, available) = (all.min(limit), available.min(limit.saturating_sub(used)));
     }
-    available.saturating_sub(bytes) >= all / 2
+    Some((all, available))
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     #[cfg(target_os = "linux")]
-    fn half_of_the_memory_stays() {
-        let plentiful = super::stays_plentiful;
+    fn a_group_may_have_less_memory_than_the_machine() {
+        let memory = |info, group| super::memory_of(info, group).map(|(all, available)| (all / 1024, available / 1024));
         let (info, none) = ("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   800 kB\n", ("max\n", "5\n"));
-        assert!(plentiful(info, none, 300 * 1024) && !plentiful(info, none, 301 * 1024));
-        assert!(plentiful(info, ("", ""), 300 * 1024) && !plentiful("MemTotal: 1000 kB", none, 0));
-        let limited = ("409600\n", "102400\n"); // of 400 KiB 100 are used
-        assert!(plentiful(info, limited, 100 * 1024) && !plentiful(info, limited, 101 * 1024));
-        assert!(!super::is_memory_plentiful(1 << 60));
+        assert_eq!(memory(info, none), Some((1000, 800)));
+        assert_eq!(memory(info, ("", "")), Some((1000, 800)));
+        assert_eq!(memory(info, ("409600\n", "102400\n")), Some((400, 300)));
+        assert_eq!(memory(info, ("1024000\n", "819200\n")), Some((1000, 200)));
+        assert_eq!(memory("MemTotal: 1000 kB", none), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn half_of_the_memory_stays() {
+        let (all, available) = super::memory().unwrap();
+        assert!(available <= all && super::available_memory_bytes().is_some());
+        assert!(!super::is_memory_plentiful(all / 2 + 1) && !super::is_memory_plentiful(1 << 60));
     }
 
     #[test]

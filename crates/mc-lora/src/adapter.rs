@@ -1,9 +1,9 @@
 //! A whole adapter: a layer at each projection that it is for, and the three ways to pass it to a model.
 
-use crate::{LoRAAdapterConfig, LoRALayer, Result, layer::Terms, targets::Targets};
+use crate::{Error, LoRAAdapterConfig, LoRAConfig, LoRALayer, Result, layer::Terms, targets::Targets};
 use candle_core::{Tensor, Var};
 use mc_backend::{Purpose, Stream, ops::Dropout};
-use mc_models::{Adapter, Addition, CausalLM, Projection};
+use mc_models::{Adapter, Addition, CausalLM, Projection, Site};
 
 /// A trainable LoRA or DoRA adapter.
 ///
@@ -18,15 +18,41 @@ pub struct LoRAAdapter {
     variables: Vec<(String, Var)>,
 }
 
+/// Whether so many parameters can be trained, before any memory is taken for them.
+fn check_room(rank: usize, parameters: usize, available: Option<u64>) -> Result<()> {
+    /// In `f32`: the value, the optimizer's, its two moments, the gradient.
+    const BYTES: u64 = 5 * 4;
+    let needed = (parameters as u64).saturating_mul(BYTES);
+    match available.filter(|available| needed > *available) {
+        None => Ok(()),
+        Some(available) => {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            let (needed, available) = (gb(needed), gb(available));
+            let problem = format!(
+                "is {rank}: to train {parameters} parameters takes {needed:.1} GB, expected at most the {available:.1} GB that are free"
+            );
+            Err(Error::config("rank", problem))
+        }
+    }
+}
+
 impl LoRAAdapter {
     /// An adapter that changes nothing yet.
     ///
     /// # Errors
-    /// If the configuration is out of range, or names something that the model does not have.
+    /// If the configuration is out of range, or names something that the model does not have, or training so many parameters takes
+    /// more memory than there is.
     pub fn new(model: &dyn CausalLM, config: LoRAAdapterConfig) -> Result<Self> {
         let targets = Targets::new(&config)?;
         let selected = targets.select(model.sites())?;
         targets.all_matched(model.sites())?;
+        let parameters = |(layer, site): (&Option<LoRAConfig>, &Site)| {
+            layer.as_ref().map_or(0, |layer| layer.rank.saturating_mul(site.in_features + site.out_features))
+        };
+        let parameters = selected.iter().zip(model.sites()).map(parameters).fold(0, usize::saturating_add);
+        if model.device().is_cpu() {
+            check_room(config.rank, parameters, mc_backend::available_memory_bytes())?;
+        }
         let layer = |(index, layer)| match (layer, model.projection(index)) {
             (Some(layer), Some(projection)) => LoRALayer::new(projection, layer, config.seed).map(Some),
             _ => Ok(None),
@@ -236,6 +262,15 @@ mod tests {
     use mc_models::ModelLoader;
     use mc_testkit::golden;
     use std::collections::HashSet;
+
+    #[test]
+    fn more_parameters_than_memory_are_refused_before_it_is_taken() {
+        assert!(check_room(8, 1000, Some(20_000)).is_ok() && check_room(8, usize::MAX, None).is_ok());
+        let error = check_room(65_536, 36_037_459_968, Some(24_000_000_000)).unwrap_err().to_string();
+        let expected = "`rank` is 65536: to train 36037459968 parameters takes 720.7 GB, expected at most the 24.0 GB that are free";
+        assert_eq!(error, expected);
+        assert!(check_room(1, 1001, Some(20_000)).is_err() && check_room(1, usize::MAX, Some(u64::MAX - 1)).is_err());
+    }
 
     /// No two sites or steps drop the same, and together they drop as much as was asked for.
     #[test]
