@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Runs that are counted
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
-    /// Names the random tokens, and the first values of the adapter
+    /// Seed of the random tokens and of the adapter's first values
     #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "texts")]
     seed: u64,
 

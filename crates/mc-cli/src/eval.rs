@@ -51,7 +51,10 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     }
     report::dataset(global, "data", data.report());
     let model = source.load(global)?;
-    let adapter = args.adapter.as_deref().map(|dir| source::adapter(&*model, dir)).transpose()?;
+    let adapter = match &args.adapter {
+        Some(dir) => Some(source::adapter(&*model, dir)?.freeze(&*model)?),
+        None => None,
+    };
     let adapter = adapter.as_ref().map(|a| a as &dyn Adapter);
     let metrics = evaluate(&*model, adapter, &data, args.batch_size.into())?;
     if global.json {

@@ -190,7 +190,8 @@ fn option_name(field: &str) -> String {
 
 fn help_hint() -> String {
     const COMMANDS: [&str; 8] = ["finetune", "generate", "eval", "embed", "index", "search", "inspect", "bench"];
-    match std::env::args().skip(1).find(|a| COMMANDS.contains(&a.as_str())) {
+    // Arguments need not be UTF-8.
+    match COMMANDS.iter().find(|command| std::env::args_os().skip(1).any(|a| a == **command)) {
         Some(command) => format!("see metal-candle {command} --help"),
         None => "see metal-candle --help".into(),
     }

@@ -39,17 +39,17 @@ use std::{
     minute, no download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
     {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
     The output directory is an adapter that HF PEFT reads, too. Its run/ holds metrics, a picture of the loss, and the \
-    state that --resume goes on from. Ctrl-C ends a run after its step, with the state saved.\n\n\
+    state that --resume goes on from. Ctrl-C and SIGTERM end a run after its step, with the state saved; Ctrl-C again ends it at once, with exit status 130.\n\n\
     Example:\n  metal-candle finetune --model Qwen/Qwen2.5-0.5B-Instruct \\\n    --data data/ --output adapters/mine --mask-prompt"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Read options from a TOML file; those on the command line go before it
+    /// TOML file with options as keys, such as `batch-size = 8`; the command line overrides it
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
     /// Go on with the run in --output
-    #[arg(long, requires = "output")]
+    #[arg(long)]
     resume: bool,
     /// Say what would be trained, and stop
     #[arg(long)]
@@ -62,6 +62,9 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         settings = settings.or(Settings::from_file(path)?);
     }
     settings.check_start()?;
+    if args.resume && settings.output.is_none() {
+        return Err(wrong("--resume does not say which run", "name its directory with --output"));
+    }
     let shows_itself = settings.data.is_none();
     if shows_itself {
         if !embedded::is_meant(settings.model.as_deref()) {
@@ -93,6 +96,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let mut trainer = Trainer::new(model.clone(), adapter, config)?;
     if args.resume {
         trainer.resume()?;
+        trainer.check_resumed_data(&data.train)?;
         global.say(format!("going on after step {}", trainer.steps()));
         if trainer.steps() >= trainer.config().total_steps(data.train.len()) {
             global.say("no step is left to do: ask for more with --steps or --epochs");
@@ -102,16 +106,25 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         global.say("a dry run: nothing is trained or written");
         return Ok(());
     }
-    let before = Asker::new(&source, &model, None, data.longest_answer)?;
+    // What the run starts from: a fresh adapter changes nothing.
+    let goes_on = args.resume || settings.init_adapter.is_some();
+    let start: Option<Arc<dyn Adapter>> =
+        if goes_on { Some(Arc::new(trainer.lora_adapter().freeze(&*model)?)) } else { None };
+    let before = Asker::new(&source, &model, start.clone(), data.longest_answer)?;
     let first = data.requests.first();
-    let sample_before = first.map(|r| before.ask(r)).transpose()?;
+    // A record may be good to train on and yet no prompt, such as one without a first token.
+    let sample = |asker: &Asker, request| {
+        asker.ask(request).inspect_err(|error| global.say(format!("no sample is shown: {error:#}"))).ok()
+    };
+    let sample_before = first.and_then(|request| sample(&before, request));
     let exact_before = if shows_itself {
-        global.say(format!("asking the untrained model the {} held-out requests", data.requests.len()));
+        let untrained = if goes_on { "" } else { "untrained " };
+        global.say(format!("asking the {untrained}model the {} held-out requests", data.requests.len()));
         Some(before.exact(&data.requests)?)
     } else {
         None
     };
-    let loss_before = data.valid.as_ref().map(|valid| evaluate(&*model, None, valid, 8)).transpose()?;
+    let loss_before = data.valid.as_ref().map(|valid| evaluate(&*model, start.as_deref(), valid, 8)).transpose()?;
     if let Some(metrics) = &loss_before {
         global.say(format!("before: held-out loss {:.4}, perplexity {:.2}", metrics.loss, metrics.perplexity));
     }
@@ -134,7 +147,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
             .transpose()?,
         loss_before: loss_before.map(|m| m.loss),
         sample: match (first, sample_before) {
-            (Some(request), Some(before)) => Some((request, before, after.ask(request)?)),
+            (Some(request), Some(before)) => sample(&after, request).map(|after| (request, before, after)),
             _ => None,
         },
         metrics,
@@ -339,7 +352,8 @@ impl Outcome<'_> {
 
 /// This program as it was called, so that the next call is of the same build.
 fn program() -> String {
-    let called = std::env::args().next().unwrap_or_else(|| "metal-candle".into());
+    let called = std::env::args_os().next().and_then(|name| name.into_string().ok());
+    let called = called.unwrap_or_else(|| "metal-candle".into());
     let here = std::env::current_dir().unwrap_or_default();
     quoted(&Path::new(&called).strip_prefix(here).map_or(called.clone(), |inside| format!("./{}", inside.display())))
 }

@@ -81,7 +81,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     config.eos_token_ids = source.eos_token_ids()?;
     let mut generator = Generator::new(model.clone(), source.tokenizer.clone(), config)?;
     if let Some(dir) = &args.adapter {
-        generator = generator.with_adapter(Arc::new(source::adapter(&*model, dir)?));
+        generator = generator.with_adapter(Arc::new(source::adapter(&*model, dir)?.freeze(&*model)?));
     }
     generator = generator.with_chat_template(source.chat_template.clone());
     // With --json the text comes whole; a closed pipe ends the generation, as `head` expects.

@@ -12,8 +12,8 @@ pub(crate) struct Global {
     /// Where to compute: auto, cpu, metal[:i], cuda[:i]
     #[arg(long, global = true, default_value = "auto", help_heading = "Global options")]
     pub(crate) device: String,
-    /// Dtype of the model's matrices: auto keeps the file's. On the CPU f32 computes in f32 throughout, where bf16
-    /// matrices otherwise round what they are multiplied with to bf16 (encoders: or to f16 or 13-bit integers), if the CPU is faster so
+    /// Dtype of the model's matrices; auto keeps the file's. On the CPU f32 computes everything in f32; with bf16 matrices products round
+    /// their inputs where the CPU is faster so: to bf16, or in encoders to f16 or 13-bit integers
     #[arg(long, global = true, default_value = "auto", value_parser = ["auto", "f32", "f16", "bf16"], help_heading = "Global options")]
     pub(crate) dtype: String,
     /// Threads on the CPU [default: all cores]
@@ -46,9 +46,13 @@ impl Global {
             _ => "debug",
         };
         let asked = std::env::var("METAL_CANDLE_LOG").ok().filter(|_| !self.quiet);
-        let filter = asked.and_then(|asked| tracing_subscriber::EnvFilter::try_new(asked).ok());
-        let filter = filter.unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
+        let filter = asked.as_ref().map(tracing_subscriber::EnvFilter::try_new);
+        let wrong = filter.as_ref().and_then(|filter| filter.as_ref().err().map(ToString::to_string));
+        let filter = filter.and_then(Result::ok).unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+        if let Some(wrong) = wrong {
+            tracing::warn!("METAL_CANDLE_LOG is left out: {wrong}; it looks like mc_train=debug,mc_models=info");
+        }
     }
 
     pub(crate) fn device(&self) -> Result<Device> {

@@ -24,9 +24,9 @@ use std::{
 /// Index the text and Markdown files of a folder, for search; the second time only what has changed
 #[derive(clap::Args)]
 #[command(
-    after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs;\n\
-    hidden ones and those that .gitignore names are not looked at. What a model, a folder and a chunk are is fixed when\n\
-    the index is made; later runs may leave these options out. A model that has moved is named again with --model.\n\n\
+    after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs; \
+    hidden files and those that .gitignore names are skipped. Folder, extensions, chunks, vectors and model are fixed when \
+    the index is made, so later runs may leave them out. If the model has moved, name its new place with --model.\n\n\
     Examples:\n  metal-candle index notes --output notes.index\n  \
     metal-candle index src --output src.index --extensions rs,toml \\\n    --model models/minilm --vectors int8"
 )]

@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// Directory or hub id of a model, or directory of an adapter [default: the embedded model]
     #[arg(value_name = "ID|DIR")]
     name: Option<String>,
-    /// List every place an adapter can be, too
+    /// Also list every projection that can carry an adapter
     #[arg(long)]
     sites: bool,
 }

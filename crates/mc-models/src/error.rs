@@ -51,6 +51,9 @@ impl Error {
     /// What a user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Architecture { found, .. } if crate::ENCODERS.contains(&found.as_str()) => {
+                Some("it makes vectors of texts and no text: metal-candle embed and index read it".into())
+            }
             Self::Architecture { .. } | Self::Encoder { .. } => {
                 Some("convert the model, or choose one of a supported architecture".into())
             }

@@ -2,9 +2,12 @@
 
 use crate::{embedded, failure::wrong};
 use anyhow::Result;
-use metal_candle::{checkpoint, training::RunFiles};
+use metal_candle::{
+    checkpoint::{self, Lock},
+    training::RunFiles,
+};
 use std::{
-    fs::{self, File, TryLockError},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -48,8 +51,8 @@ impl Output {
         self.named.clone().or_else(|| self.numbered().find(|dir| !is_taken(dir))).unwrap_or_default()
     }
 
-    /// Makes the directory, and keeps other runs out of it as long as the file is open.
-    pub(crate) fn claim(&self) -> Result<(PathBuf, File)> {
+    /// Makes the directory, and keeps other runs out of it as long as the lock is held.
+    pub(crate) fn claim(&self) -> Result<(PathBuf, Lock)> {
         if let Some(dir) = &self.named {
             let lock = lock(dir)?.ok_or_else(|| {
                 wrong(
@@ -75,30 +78,21 @@ impl Output {
 }
 
 fn is_taken(dir: &Path) -> bool {
-    dir.join("adapter_config.json").exists() || RunFiles::new(dir).can_resume()
+    RunFiles::new(dir).holds_results()
 }
 
 fn holds_adapter(dir: &Path) -> anyhow::Error {
-    let hint = "name another directory, or go on with its run by --resume";
+    let hint = if RunFiles::new(dir).can_resume() {
+        "name another directory, or go on with its run by --resume"
+    } else {
+        "name another directory, or move what is there: its run cannot be resumed"
+    };
     wrong(format!("{} holds an adapter already", dir.display()), hint)
 }
 
-/// The lock of a run's directory; `None` if another process has it. It ends with the process, however that ends.
-fn lock(dir: &Path) -> Result<Option<File>> {
-    let path = dir.join("run").join("lock");
-    let fail = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| checkpoint::Error::Io { path, source }
-    };
-    fs::create_dir_all(dir.join("run")).map_err(fail(dir))?;
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(fail(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => {
-            // Some network file systems have no locks.
-            tracing::warn!("{}: {e}; another run into this directory would not be noticed", path.display());
-            Ok(Some(file))
-        }
-    }
+/// The lock of a run's directory; `None` if another process has it.
+fn lock(dir: &Path) -> Result<Option<Lock>> {
+    let run = dir.join("run");
+    fs::create_dir_all(&run).map_err(|source| checkpoint::Error::Io { path: dir.into(), source })?;
+    Ok(Lock::take(run.join("lock"))?)
 }

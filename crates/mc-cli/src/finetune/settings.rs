@@ -69,7 +69,7 @@ pub(crate) struct Settings {
     /// Gradients are scaled down to this norm; 0: never [default: 1]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub(crate) max_grad_norm: Option<f64>,
-    /// AdamW's decay of parameters per step and learning rate [default: 0]
+    /// AdamW's weight decay: each step takes the learning rate × this off each parameter [default: 0]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub(crate) weight_decay: Option<f64>,
     /// Longer records are cut, and counted [default: 1024, or the model's context if that is less]
@@ -78,7 +78,7 @@ pub(crate) struct Settings {
     /// Learn only completions and answers, not prompts [default: false; embedded: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) mask_prompt: Option<bool>,
-    /// Less memory, for the time of computing each block forward twice: again in the backward pass
+    /// Use less memory: compute each block again in the backward pass
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) grad_checkpoint: Option<bool>,
     /// Keep the order of the records
@@ -90,7 +90,7 @@ pub(crate) struct Settings {
     /// Steps between evaluations on valid.jsonl [default: once per epoch]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) eval_every: Option<u64>,
-    /// Steps between checkpoints [default: only at the end]
+    /// Steps between checkpoints, which are kept, and between saves for --resume [default: none kept, saved once per epoch]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) save_every: Option<u64>,
 }

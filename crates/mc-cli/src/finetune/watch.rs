@@ -1,5 +1,5 @@
-//! How a run looks while it runs: a bar for a person, lines in a pipe, JSON lines for a script. Ctrl-C ends it after
-//! the step it is in, with its state saved.
+//! How a run looks while it runs: a bar for a person, lines in a pipe, JSON lines for a script. Ctrl-C and SIGTERM end it
+//! after the step it is in, with its state saved.
 
 use crate::{global::Global, report};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,11 +7,15 @@ use metal_candle::training::{EvalMetrics, JsonLines, Observer, RunStart, StepMet
 use std::{
     ops::ControlFlow,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Whether the run is to end after its step.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// The observers that suit the options.
 pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
@@ -30,6 +34,9 @@ pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
     if let Err(error) = ctrlc::set_handler(interrupt) {
         tracing::warn!("Ctrl-C will end the run at once: {error}");
     }
+    if let Err(error) = heed_termination() {
+        tracing::warn!("SIGTERM will end the run at once: {error}");
+    }
     let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Interrupt)];
     if global.json {
         observers.push(Box::new(JsonLines::new(report::Stdout)));
@@ -40,6 +47,20 @@ pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
         observers.push(Box::new(Lines { every: 1, total: 0, said: Instant::now() }));
     }
     observers
+}
+
+/// What ends services, containers and jobs in a queue is heeded like Ctrl-C. SIGHUP is left as it is, for `nohup`.
+#[cfg(unix)]
+fn heed_termination() -> std::io::Result<()> {
+    use signal_hook::{consts::SIGTERM, flag};
+    // The second time, as the flag is set by then.
+    flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, INTERRUPTED.clone())?;
+    flag::register(SIGTERM, INTERRUPTED.clone()).map(drop)
+}
+
+#[cfg(not(unix))]
+fn heed_termination() -> std::io::Result<()> {
+    Ok(())
 }
 
 struct Interrupt;

@@ -167,7 +167,7 @@ fn options() {
         train("--target lm_head", "`--target`"),
         train("--mask-prompt=perhaps", "'perhaps' for '--mask-prompt"),
         train("--resume", "out/run/state.safetensors: no such file"),
-        call("finetune --resume", "required arguments were not provided: --output"),
+        call("finetune --resume", "--resume does not say which run"),
         call("finetune --model model", "no --data"),
         call("eval --model model", "no --data"),
         call("finetune --init-adapter adapter --rank 4", "'--init-adapter <DIR>' cannot be used with '--rank"),
@@ -573,5 +573,44 @@ fn a_hub_that_cannot_be_reached_is_a_failure() {
         assert_eq!(run.status, 1, "{}", run.stderr);
         assert!(run.stderr.contains("cannot reach http://127.0.0.1:1"), "{}", run.stderr);
         assert!(run.stderr.contains("hint: check the network"), "{}", run.stderr);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_no_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let odd = std::ffi::OsStr::from_bytes(b"\xff");
+    for args in
+        [&[odd][..], &["inspect".as_ref(), "--threads".as_ref(), odd], &["inspect".as_ref(), "--device".as_ref(), odd]]
+    {
+        let run = Run::of(place.command().args(args));
+        assert_eq!(run.status, 2, "{args:?}: {}", run.stderr);
+        let lines: Vec<_> = run.stderr.lines().collect();
+        assert!(lines[0].starts_with("error: ") && lines[1].starts_with("hint: "), "{args:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn a_filter_of_the_log_that_is_none_is_told() {
+    let place = Place::new();
+    let run = Run::of(place.command().env("METAL_CANDLE_LOG", "mc_train=loud").args(["inspect", "model"])).ok();
+    assert!(run.stderr.contains("METAL_CANDLE_LOG is left out"), "{}", run.stderr);
+    assert_eq!(Run::of(place.command().args(["inspect", "model"])).ok().stderr, "");
+}
+
+/// What makes vectors makes no text; the hint says what reads it.
+#[test]
+fn an_encoder_is_sent_to_the_commands_that_read_it() {
+    let place = Place::with_encoder("bert-mean");
+    for call in ["inspect model", "generate --model model --prompt x"] {
+        let run = place.run(call);
+        assert_eq!(run.status, 2, "{}", run.stderr);
+        assert!(
+            run.stderr.contains("hint: it makes vectors of texts and no text: metal-candle embed"),
+            "{}",
+            run.stderr
+        );
     }
 }

@@ -33,6 +33,11 @@ fn a_run_tells_every_event_and_leaves_an_adapter() {
     let names: Vec<_> = events.iter().map(name).collect();
     let expected = ["plan", "start", "step", "step", "eval", "saved", "step", "eval", "saved", "done", "sample"];
     assert_eq!(names, expected, "{}", run.stdout);
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/command-line.md")).unwrap();
+    for event in &events {
+        assert!(page.contains(&format!("| `{}`", name(event))), "{event}");
+        assert!(keys(event).iter().all(|key| page.contains(&format!("`{key}`"))), "{event}");
+    }
     let all = |wanted: &str| events.iter().filter(|e| name(e) == wanted).cloned().collect::<Vec<_>>();
 
     let steps = all("step");
@@ -125,6 +130,77 @@ fn the_loss_falls_and_another_run_can_start_there() {
     assert!(losses(&second)[0] < first[0] / 2.0, "{:?} after {first:?}", losses(&second));
     let config: Value = serde_json::from_slice(&bytes(&place, "more/adapter_config.json")).unwrap();
     assert_eq!(config["r"], 4);
+}
+
+/// "Before" is what the run starts from.
+#[test]
+fn before_is_the_adapter_that_a_run_starts_from() {
+    let place = Place::new();
+    fs::create_dir(place.path("dir")).unwrap();
+    for file in ["dir/train.jsonl", "dir/valid.jsonl"] {
+        fs::write(place.path(file), DATA).unwrap();
+    }
+    let train = |args: &str| place.run(&format!("finetune --model model --data dir --lr 1e-2 --json {args}")).ok();
+    let before = |run: &Run| {
+        let line = run.stderr.lines().find_map(|line| line.strip_prefix("before: held-out loss ")).unwrap();
+        line.split(',').next().unwrap().parse::<f64>().unwrap()
+    };
+    let after = |run: &Run| run.json().iter().find(|e| name(e) == "done").unwrap()["eval"]["loss"].as_f64().unwrap();
+    let first = train("--output out --steps 4");
+    assert!(after(&first) < before(&first) - 0.1, "{}", first.stderr);
+    for more in ["--output more --init-adapter out --steps 1", "--output out --resume --steps 5"] {
+        let run = train(more);
+        assert!((before(&run) - after(&first)).abs() < 1e-4, "{more}: {} after {}", before(&run), after(&first));
+    }
+}
+
+/// Good to train on, and nothing that could be asked: the run goes on without a sample.
+#[test]
+fn a_first_record_that_is_no_prompt_costs_only_the_sample() {
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \" pwd\"}}\n", "Sort README.md ".repeat(2000));
+    for (record, why) in [
+        ("{\"prompt\": \"\", \"completion\": \"ls -la\"}\n", "the prompt is empty"),
+        (long.as_str(), "expected at most"),
+    ] {
+        let place = Place::new();
+        fs::write(place.path("data.jsonl"), format!("{record}{DATA}")).unwrap();
+        let run = place.run(&format!("{FINETUNE} --steps 1 --json")).ok();
+        assert!(run.stderr.contains("no sample is shown: ") && run.stderr.contains(why), "{}", run.stderr);
+        assert!(!run.json().iter().any(|e| name(e) == "sample"), "{}", run.stdout);
+        assert!(place.path("out/adapter_config.json").is_file());
+    }
+}
+
+/// A run that died without a state has left its best adapter, which a new one must not remove.
+#[test]
+fn what_a_run_has_left_is_not_removed_by_another() {
+    let place = Place::new();
+    let best = place.path("out/run/best/adapter_config.json");
+    fs::create_dir_all(best.parent().unwrap()).unwrap();
+    fs::write(&best, "precious").unwrap();
+    let run = place.run(&format!("{FINETUNE} --steps 1"));
+    assert_eq!(run.status, 2, "{}", run.stderr);
+    assert!(run.stderr.contains("out holds an adapter already") && run.stderr.contains("hint: "), "{}", run.stderr);
+    assert!(!run.stderr.contains("--resume"), "there is no state: {}", run.stderr);
+    assert_eq!(fs::read_to_string(best).unwrap(), "precious");
+}
+
+#[test]
+fn a_resumed_dry_run_checks_the_data_and_a_file_may_name_the_output() {
+    let place = Place::new();
+    place.run(&format!("{FINETUNE} --steps 1")).ok();
+    fs::write(
+        place.path("run.toml"),
+        "output = \"out\"\nmodel = \"model\"\ndata = \"data.jsonl\"\nbatch-size = 2\nrank = 2\n",
+    )
+    .unwrap();
+    let args = "finetune --config run.toml --steps 2 --resume --dry-run";
+    let run = place.run(args).ok();
+    assert!(run.stderr.contains("going on after step 1"), "{}", run.stderr);
+    fs::write(place.path("data.jsonl"), DATA.replace("docs", "text")).unwrap();
+    let run = place.run(args);
+    assert_eq!(run.status, 2, "{}", run.stderr);
+    assert!(run.stderr.contains("the training data are not those"), "{}", run.stderr);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Ctrl-C: the run ends after its step, its state is saved, and it can go on.
+//! Ctrl-C and SIGTERM: the run ends after its step, its state is saved, and it can go on.
 
 use crate::place::{FINETUNE, Place, words};
 use serde_json::Value;
@@ -9,6 +9,18 @@ use std::{
 
 #[test]
 fn an_interrupted_run_is_saved_and_goes_on() {
+    let stderr = ends_and_goes_on("-INT");
+    assert!(stderr.contains("stopping after this step"), "{stderr}");
+}
+
+/// As a container or a queue of jobs ends it.
+#[test]
+fn a_terminated_run_is_saved_and_goes_on() {
+    ends_and_goes_on("-TERM");
+}
+
+/// What a run says that gets this signal.
+fn ends_and_goes_on(signal: &str) -> String {
     let place = Place::new();
     let mut command = Command::new(assert_cmd::cargo::cargo_bin("metal-candle"));
     command.current_dir(place.path("")).args(words(FINETUNE)).args([
@@ -23,7 +35,7 @@ fn an_interrupted_run_is_saved_and_goes_on() {
     // The handler is there before the first step.
     let first = lines.find(|line| line.contains("\"event\":\"step\"")).unwrap();
     assert!(first.contains("\"step\":1,"), "{first}");
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
     let rest: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
     let status = child.wait().unwrap();
     let mut stderr = String::new();
@@ -33,9 +45,10 @@ fn an_interrupted_run_is_saved_and_goes_on() {
     assert_eq!(done["stopped"], true);
     let steps = done["steps"].as_u64().unwrap();
     assert!(rest.iter().any(|event| event["event"] == "saved" && event["step"] == steps), "{rest:?}");
-    assert!(stderr.contains("stopping after this step") && stderr.contains("--resume"), "{stderr}");
+    assert!(stderr.contains("stopped early") && stderr.contains("--resume"), "{stderr}");
 
     let more = place.run(&format!("{FINETUNE} --steps {} --schedule constant --resume", steps + 1)).ok();
     assert!(more.stderr.contains(&format!("going on after step {steps}")), "{}", more.stderr);
     assert!(place.path("out/adapter_config.json").is_file());
+    stderr
 }
