@@ -13,7 +13,7 @@ fn main() -> anyhow::Result<()> {
     let sentences: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     anyhow::ensure!(!sentences.is_empty(), "{file} has no sentences");
 
-    // A directory; with the feature `hub` also an `EmbeddingModelType` or an id on the hub.
+    // A directory; with `--features metal-candle/hub` also an `EmbeddingModelType` or an id on the hub.
     let model = EmbeddingModel::from_pretrained(model, Device::new_with_fallback(0))?;
     let documents = model.encode_document(&sentences)?; // (sentences, dimensions)
     let query = model.encode_query(&[query])?; // (1, dimensions)

@@ -43,7 +43,7 @@ enum Activation {
 pub struct Ranked {
     /// Which document it is, from 0 in the order they were given.
     pub index: usize,
-    /// How well it fits.
+    /// How well it fits: from 0 to 1 unless the model's settings name another activation.
     pub score: f32,
 }
 

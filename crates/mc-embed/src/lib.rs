@@ -7,7 +7,7 @@
 //! ```no_run
 //! use candle_core::Device;
 //! use mc_embed::{EmbeddingModel, EmbeddingModelType};
-//! let model = EmbeddingModel::from_pretrained(EmbeddingModelType::E5SmallV2, Device::Cpu)?;
+//! let model = EmbeddingModel::from_pretrained(EmbeddingModelType::E5SmallV2, Device::Cpu)?; // with the feature `hub` of mc-checkpoint
 //! let documents = model.encode_document(&["Copper conducts heat.", "The harbour froze."])?; // (2, 384)
 //! let query = model.encode_query(&["which metal is warm?"])?; // (1, 384)
 //! let cosines = query.matmul(&documents.t()?)?; // (1, 2)

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use mc_models::{CausalLM, ModelLoader, Pass};
-//! let model = ModelLoader::new().load("Qwen/Qwen2.5-Coder-0.5B-Instruct")?;
+//! let model = ModelLoader::new().load("models/qwen2.5-coder-0.5b-instruct")?; // or a hub id, with the feature `hub` of mc-checkpoint
 //! let hidden = model.hidden(&[1, 2, 3], (1, 3), &mut Pass::default())?; // (1, 3, hidden size)
 //! let logits = model.logits(&hidden)?; // (1, 3, vocabulary)
 //! # Ok::<(), mc_models::Error>(())

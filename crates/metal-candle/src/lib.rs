@@ -9,7 +9,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::new_with_fallback(0); // Metal, then CUDA, then CPU
-//! let model = ModelLoader::new().with_device(device).load("Qwen/Qwen2.5-Coder-0.5B-Instruct")?;
+//! let model = ModelLoader::new().with_device(device).load("models/qwen2.5-coder-0.5b-instruct")?;
 //! let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { rank: 8, alpha: 16.0, ..Default::default() })?;
 //! println!("{} trainable parameters", adapter.num_parameters());
 //! # Ok(())
@@ -18,8 +18,12 @@
 //!
 //! # Features
 //! - `metal`: Apple GPUs. `cuda`: NVIDIA GPUs. `accelerate`: Apple's BLAS for matrix products that Candle computes.
-//! - `embeddings` (default): sentence embeddings and reranking.
+//! - `embeddings` (default): sentence embeddings, reranking, search.
 //! - `hub`: models by their id on the Hugging Face hub.
+//!
+//! # Threads
+//! Candle's own threads spin while they wait, on cores that our kernels need. A program sets `CANDLE_BARRIER_POOL_SPIN_LIMIT=0` in its
+//! environment, or calls [`backend::let_candle_wait_asleep`] as the first thing in `main`.
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]

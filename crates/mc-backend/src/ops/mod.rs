@@ -1,6 +1,6 @@
 //! The differentiable ops of a transformer.
 //!
-//! Each file holds one op: its public function, which takes the fused CPU kernel where that serves (`f32` on the CPU)
+//! Each file holds one op, or a few that belong together: the public function, which takes the fused CPU kernel where that serves (`f32` on the CPU)
 //! and the composed path elsewhere, and its composed path of plain candle ops, which [`composed`] shows to tests.
 //! Frozen matrices are [`crate::Weight`]s and get no gradient; tensors that are named weights of a norm or biases are frozen too.
 
