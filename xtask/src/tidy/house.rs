@@ -16,7 +16,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mc-models", &["mc-backend", "mc-checkpoint"]),
     ("mc-lora", &["mc-backend", "mc-checkpoint", "mc-models"]),
     ("mc-train", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora"]),
-    ("mc-infer", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models", "mc-lora"]),
+    ("mc-infer", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models"]),
     ("mc-embed", &["mc-text", "mc-backend", "mc-checkpoint", "mc-models"]),
     (
         "metal-candle",
