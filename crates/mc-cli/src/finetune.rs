@@ -29,6 +29,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 /// Train a LoRA adapter on your records
@@ -77,8 +78,12 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         settings = settings.or(preset);
     }
     settings.check()?;
-    let source = Source::open(global, settings.model.as_deref())?;
+    let mut source = Source::open(global, settings.model.as_deref())?;
     let output = Output::new(settings.output.clone(), source.name(), args.resume)?;
+    // A template that writes the date makes the same texts on another day, too.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    let started = if args.resume { RunFiles::new(output.dir()).started()?.unwrap_or(now) } else { now };
+    source.chat_template = source.chat_template.map(|template| template.at(started));
     let data = Data::load(global, &settings, &source)?;
     let model = source.load(global)?;
     let adapter = match &settings.init_adapter {
@@ -86,7 +91,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         None => LoRAAdapter::new(&*model, settings.adapter()?)?,
     }
     .with_base_model(source.name());
-    let mut config = settings.training(data.train.len(), &output.dir());
+    let mut config = TrainingConfig { started: Some(started), ..settings.training(data.train.len(), &output.dir()) };
     config.check()?;
     // Held until the end; all that the caller can get wrong was looked at before anything is written.
     let claimed = if args.dry_run { None } else { Some(output.claim()?) };

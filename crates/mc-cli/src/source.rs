@@ -69,6 +69,13 @@ impl Source {
         Ok(ids)
     }
 
+    /// The token that training puts after a text: the tokenizer's own if it ends texts, else the first that does.
+    fn eos_token_id(&self) -> Result<Option<u32>> {
+        let ids = self.eos_token_ids()?;
+        let own = self.tokenizer.eos_token_id().filter(|id| ids.contains(id));
+        Ok(own.or(ids.first().copied()))
+    }
+
     /// How records become tokens for this model; `asked` is `--max-seq-len`, by default 1024 or the model's context.
     pub(crate) fn dataset_options(&self, asked: Option<usize>, mask_prompt: bool) -> Result<DatasetOptions> {
         let context = self.config.max_position_embeddings;
@@ -80,7 +87,7 @@ impl Source {
             max_seq_len: asked.unwrap_or(1024.min(context)),
             mask_prompt,
             chat_template: self.chat_template.clone(),
-            eos_token_id: self.eos_token_ids()?.first().copied(),
+            eos_token_id: self.eos_token_id()?,
         })
     }
 

@@ -128,6 +128,12 @@ impl ChatTemplate {
         Self::compile(vec![source], special_tokens.collect())
     }
 
+    /// The same template at a time, in seconds since 1970: what `strftime_now` tells, in local time. Without it that is the time of each call.
+    pub fn at(mut self, seconds: i64) -> Self {
+        self.environment.add_function("strftime_now", move |format: &str| jinja::strftime(seconds, format));
+        self
+    }
+
     /// The conversation as text.
     pub fn apply(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         let (name, origin) = self.select(options)?;

@@ -86,9 +86,15 @@ fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
 }
 
-/// The local time in the given format.
+/// The local time now in the given format.
 fn strftime_now(format: &str) -> Result<String, Error> {
-    jiff::fmt::strtime::format(format, &jiff::Zoned::now())
+    strftime(jiff::Timestamp::now().as_second(), format)
+}
+
+/// A time in seconds since 1970, as local time in the given format.
+pub(crate) fn strftime(seconds: i64, format: &str) -> Result<String, Error> {
+    let time = jiff::Timestamp::from_second(seconds).map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    time.and_then(|time| jiff::fmt::strtime::format(format, &time))
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
@@ -139,6 +145,17 @@ mod tests {
         let rendered = render("t").unwrap();
         assert!(days.iter().any(|day| day.strftime("%d %b %Y").to_string() == rendered), "{rendered}");
         assert!(render("bad").is_err());
+    }
+
+    #[test]
+    fn a_template_may_have_a_time_of_its_own() {
+        let template = crate::ChatTemplate::from_source("{{ strftime_now('%s') }}", []).unwrap();
+        let time = |template: &crate::ChatTemplate| template.apply(&[], &crate::ChatOptions::default()).unwrap();
+        let earlier = template.clone().at(86_400);
+        assert_eq!(time(&earlier), "86400");
+        assert!(time(&template).parse::<i64>().unwrap() > 1_700_000_000);
+        let never = template.at(i64::MAX).apply(&[], &crate::ChatOptions::default());
+        assert!(never.is_err());
     }
 
     #[test]

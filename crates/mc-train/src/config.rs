@@ -44,6 +44,9 @@ pub struct TrainingConfig {
     pub grad_checkpoint: bool,
     /// Where the adapter and the run's files go; `None`: nothing is written.
     pub output_dir: Option<PathBuf>,
+    /// When the run began, in seconds since 1970. It is kept with the run ([`crate::RunFiles::started`]), for chat templates that
+    /// write the date: a resumed run must have the same texts.
+    pub started: Option<i64>,
 }
 
 impl Default for TrainingConfig {
@@ -62,6 +65,7 @@ impl Default for TrainingConfig {
             save_every: None,
             grad_checkpoint: false,
             output_dir: None,
+            started: None,
         }
     }
 }

@@ -65,6 +65,14 @@ impl RunFiles {
         adapter.iter().chain(&run).any(|path| path.symlink_metadata().is_ok())
     }
 
+    /// When the run that is saved here began, if that is noted: [`crate::TrainingConfig::started`].
+    ///
+    /// # Errors
+    /// If there is no state, or it cannot be read.
+    pub fn started(&self) -> Result<Option<i64>> {
+        Ok(self.load_state(&Device::Cpu)?.meta.get("started").and_then(serde_json::Value::as_i64))
+    }
+
     fn run(&self) -> PathBuf {
         self.output.join("run")
     }

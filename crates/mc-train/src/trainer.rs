@@ -40,6 +40,8 @@ pub struct Trainer {
     skipped_in_a_row: u32,
     /// What the run that is resumed was started with.
     resumed: Option<Fingerprint>,
+    /// The fingerprint of the data that the best adapter is the best on.
+    held_out: Option<u64>,
     /// What a step keeps for its backward pass is there for the next one.
     _buffers: KeptBuffers,
 }
@@ -76,6 +78,9 @@ struct Meta {
     fingerprint: Fingerprint,
     progress: Progress,
     optimizer_steps: u64,
+    started: Option<i64>,
+    /// Of the held-out data.
+    held_out: Option<u64>,
 }
 
 impl Trainer {
@@ -98,6 +103,7 @@ impl Trainer {
             good,
             skipped_in_a_row: 0,
             resumed: None,
+            held_out: None,
             _buffers: KeptBuffers::new(),
         })
     }
@@ -159,6 +165,7 @@ impl Trainer {
         self.progress = meta.progress;
         self.good = (self.optimizer.state().clone(), self.progress.clone());
         self.resumed = Some(meta.fingerprint);
+        self.held_out = meta.held_out;
         Ok(())
     }
 
@@ -185,6 +192,12 @@ impl Trainer {
         valid.map_or(Ok(()), |valid| valid.check_tokens("the held-out data", vocab_size))?;
         let fingerprint = self.check_data(data)?;
         self.resumed = None;
+        let held_out = valid.map(Dataset::fingerprint);
+        if self.progress.best.is_some() && held_out.is_some() && held_out != self.held_out {
+            tracing::warn!("other held-out data than before: which adapter is the best is found anew");
+            self.progress.best = None;
+        }
+        self.held_out = held_out.or(self.held_out);
         let files = self.config.output_dir.clone().map(RunFiles::new);
         let mut run = Run {
             data,
@@ -417,6 +430,8 @@ impl Trainer {
             fingerprint: run.fingerprint.clone(),
             progress: self.progress.clone(),
             optimizer_steps: self.optimizer.steps(),
+            started: self.config.started,
+            held_out: self.held_out,
         };
         let state = TrainingState {
             step,

@@ -185,6 +185,20 @@ fn what_a_run_has_left_is_not_removed_by_another() {
     assert_eq!(fs::read_to_string(best).unwrap(), "precious");
 }
 
+/// Llama's templates write the date. A run that goes on later has the texts that it began with.
+#[test]
+fn a_template_that_tells_the_time_tells_that_of_the_start() {
+    let place = Place::new();
+    let template = "{% for m in messages %}{{ strftime_now('%S') }} {{ m.content }}{% endfor %}";
+    fs::write(place.path("model/chat_template.jinja"), template).unwrap();
+    let record = r#"{"messages": [{"role": "user", "content": "Sort"}, {"role": "assistant", "content": " sort"}]}"#;
+    fs::write(place.path("data.jsonl"), record).unwrap();
+    place.run(&format!("{FINETUNE} --steps 1")).ok();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let run = place.run(&format!("{FINETUNE} --steps 2 --resume")).ok();
+    assert!(run.stderr.contains("going on after step 1"), "{}", run.stderr);
+}
+
 #[test]
 fn a_resumed_dry_run_checks_the_data_and_a_file_may_name_the_output() {
     let place = Place::new();

@@ -151,6 +151,32 @@ fn results_are_seen_before_they_are_replaced() {
     }
 }
 
+/// A loss on other data says nothing about which adapter is the best.
+#[test]
+fn other_held_out_data_choose_the_best_anew() {
+    let train = random_data(1, 7);
+    let dir = tempfile::tempdir().unwrap();
+    let to = |steps| TrainingConfig {
+        output_dir: Some(dir.path().join("out")),
+        lr_scheduler: LRScheduler::constant(2e-2),
+        started: Some(7),
+        ..config(steps)
+    };
+    let files = RunFiles::new(dir.path().join("out"));
+    // Trained on them: a loss that data of another distribution never have.
+    let first = trainer(to(40)).train_with_eval(&train, Some(&train)).unwrap().best.unwrap();
+    assert_eq!(files.started().unwrap(), Some(7));
+    let goes_on = |steps, valid: &Dataset| {
+        let mut trainer = trainer(to(steps));
+        trainer.resume().unwrap();
+        trainer.train_with_eval(&train, Some(valid)).unwrap().best.unwrap()
+    };
+    let same = goes_on(41, &train);
+    assert!(same.loss <= first.loss);
+    let other = goes_on(42, &random_data(9, 5));
+    assert!(other.step == 42 && other.loss > first.loss, "{first:?} {other:?}");
+}
+
 /// There is no step left to make up for an evaluation that is left out.
 #[test]
 fn a_run_that_is_stopped_in_its_last_step_is_evaluated() {
