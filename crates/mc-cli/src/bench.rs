@@ -171,14 +171,7 @@ impl Bench<'_> {
     fn cached(&self, ids: &[u32], mut on_token: impl FnMut()) -> Result<(Duration, Duration)> {
         let max_tokens = self.args.generate as usize;
         let options = TokenOptions { max_tokens, ..TokenOptions::default() };
-        let mut cache = KVCache::new(
-            &**self.model,
-            KVCacheConfig {
-                batch_size: 1,
-                initial_capacity: ids.len().saturating_add(max_tokens.min(256)),
-                max_length: self.model.config().max_position_embeddings,
-            },
-        )?;
+        let mut cache = KVCache::new(&**self.model, KVCacheConfig::for_answer(&**self.model, ids.len(), max_tokens))?;
         let seen = |_, _| {
             on_token();
             true

@@ -2,7 +2,7 @@
 
 use crate::{failure::wrong, global::Global, report, source};
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use metal_candle::{
     checkpoint::{self, write_atomic},
     embeddings::{self, EmbeddingModel, EncodeOptions, Prompt},
@@ -67,7 +67,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         }
     }
     let bar = if global.bars() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{spinner} {human_pos} lines, {per_sec}")?);
+    bar.set_style(report::bar_style("{spinner} {human_pos} lines, {per_sec}"));
     let mut work = Work { model: &model, options, bar, tokens: 0, truncated: 0, lines: 0 };
     match &args.output {
         Some(path) => work.write_npy(&mut lines, path)?,

@@ -7,7 +7,7 @@ use crate::{
     search::{from_here, model_name, model_of, open},
 };
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use metal_candle::embeddings::{
     EmbeddingModel, EmbeddingModelType,
     documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, TextModel, Update},
@@ -131,10 +131,8 @@ struct Watch {
 impl Watch {
     fn new(global: &Global) -> Self {
         let bar = global.bars().then(|| {
-            let style = "{bar:20} {human_pos}/{human_len} chunks  {msg}  {eta} left";
-            let bar = ProgressBar::new(0);
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
+            let style = report::bar_style("{bar:20} {human_pos}/{human_len} chunks  {msg}  {eta} left");
+            ProgressBar::new(0).with_style(style)
         });
         Self { lines: bar.is_none() && !global.quiet, bar, said: Instant::now() }
     }

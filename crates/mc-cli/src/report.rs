@@ -73,6 +73,11 @@ pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string(value)?)
 }
 
+/// How a bar looks that a template of indicatif describes.
+pub(crate) fn bar_style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// A listener for downloads: a bar per file where a person watches, a line per file elsewhere.
 pub(crate) fn download(global: &Global) -> impl FnMut(hub::Progress<'_>) + use<> {
     let (bars, quiet) = (global.bars(), global.quiet);
@@ -83,8 +88,7 @@ pub(crate) fn download(global: &Global) -> impl FnMut(hub::Progress<'_>) + use<>
         }
         if current.as_ref().is_none_or(|(file, _)| file != progress.file) {
             let bar = if bars { ProgressBar::new(0) } else { ProgressBar::hidden() };
-            let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(bar_style("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}"));
             bar.set_message(progress.file.to_string());
             if !bars {
                 to_stderr(&format!("downloading {}", progress.file));

@@ -240,7 +240,8 @@ impl Generator {
     /// # Errors
     /// As [`Generator::generate`].
     pub fn generate_ids(&self, prompt: &[u32], mut on_token: impl FnMut(StreamToken) -> bool) -> Result<Generation> {
-        let mut cache = self.cache(prompt.len())?;
+        let config = KVCacheConfig::for_answer(&*self.model, prompt.len(), self.options.max_tokens);
+        let mut cache = KVCache::new(&*self.model, config)?;
         let mut detokenizer = self.tokenizer.detokenizer(true);
         let mut stop = StopStrings::new(self.stop.clone());
         let mut text = String::new();
@@ -278,13 +279,6 @@ impl Generator {
             decode_tokens_per_second: per_second(run.tokens.len() - 1, run.decode_time),
             tokens: run.tokens,
         })
-    }
-
-    /// A cache that a usual answer fits in; a longer one makes it grow.
-    fn cache(&self, prompt: usize) -> Result<KVCache> {
-        let max_length = self.model.config().max_position_embeddings;
-        let initial_capacity = prompt.saturating_add(self.options.max_tokens.min(256));
-        Ok(KVCache::new(&*self.model, KVCacheConfig { batch_size: 1, initial_capacity, max_length })?)
     }
 }
 

@@ -21,6 +21,14 @@ pub struct KVCacheConfig {
     pub max_length: usize,
 }
 
+impl KVCacheConfig {
+    /// For an answer to a prompt of so many tokens: a usual one fits in, and a longer one, up to the model's context, makes it grow.
+    pub fn for_answer(model: &dyn crate::CausalLM, prompt: usize, max_tokens: usize) -> Self {
+        let initial_capacity = prompt.saturating_add(max_tokens.min(256));
+        Self { batch_size: 1, initial_capacity, max_length: model.config().max_position_embeddings }
+    }
+}
+
 impl Default for KVCacheConfig {
     fn default() -> Self {
         Self { batch_size: 1, initial_capacity: 256, max_length: 1 << 20 }

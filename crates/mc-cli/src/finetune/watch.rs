@@ -2,7 +2,7 @@
 //! after the step it is in, with its state saved.
 
 use crate::{global::Global, report};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use metal_candle::training::{EvalMetrics, JsonLines, Observer, RunStart, StepMetrics};
 use std::{
     ops::ControlFlow,
@@ -92,7 +92,7 @@ impl Observer for Bar {
     fn on_start(&mut self, start: &RunStart) {
         let style = "{bar:20} step {human_pos}/{human_len}  {msg}  {eta} left";
         self.0 = ProgressBar::new(start.total_steps).with_position(start.step);
-        self.0.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.0.set_style(report::bar_style(style));
         self.0.reset_eta();
         self.0.enable_steady_tick(Duration::from_millis(200));
     }
