@@ -22,11 +22,15 @@ pub fn peak_memory_bytes() -> Option<u64> {
 /// Whether half of the memory there is stays available after taking so many bytes; false where the system does not say.
 /// What there is may be less than the machine has: a control group's limit counts.
 pub fn is_memory_plentiful(bytes: u64) -> bool {
-    memory().is_some_and(|(all, available)| available.saturating_sub(bytes) >= all / 2)
+    memory().is_some_and(|memory| stays_plentiful(memory, bytes))
 }
 
-/// The memory that the process can still take, in bytes, before others are swapped out or it is ended; `None` where the system does not
-/// say. A control group's limit counts.
+fn stays_plentiful((all, available): (u64, u64), bytes: u64) -> bool {
+    available.saturating_sub(bytes) >= all / 2
+}
+
+/// Bytes that the process can still take, by what the system estimates: free ones, and those of files that can be read again. `None`
+/// where it does not say. A control group's limit counts.
 pub fn available_memory_bytes() -> Option<u64> {
     memory().map(|(_, available)| available)
 }
@@ -36,24 +40,28 @@ fn memory() -> Option<(u64, u64)> {
     #[cfg(target_os = "linux")]
     {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let group = (read("/sys/fs/cgroup/memory.max"), read("/sys/fs/cgroup/memory.current"));
-        memory_of(&read("/proc/meminfo"), (&group.0, &group.1))
+        let group = ["memory.max", "memory.current", "memory.stat"].map(|file| read(&format!("/sys/fs/cgroup/{file}")));
+        memory_of(&read("/proc/meminfo"), group.each_ref().map(String::as_str))
     }
     #[cfg(not(target_os = "linux"))]
     None
 }
 
-/// [`memory`] by what the system's files say: its memory, and the group's limit and use.
+/// [`memory`] by what the system's files say: its memory, and the group's limit, its use, and what that is made of.
 #[cfg(target_os = "linux")]
-fn memory_of(meminfo: &str, (limit, used): (&str, &str)) -> Option<(u64, u64)> {
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+fn memory_of(meminfo: &str, [limit, used, stat]: [&str; 3]) -> Option<(u64, u64)> {
+    let number = |file: &str, name: &str| {
+        let line = file.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
+    let kib = |name: &str| number(meminfo, name);
     let (mut all, mut available) = (kib("MemTotal:")? * 1024, kib("MemAvailable:")? * 1024);
     // Without a limit the file says `max`, and without a group there is none.
     if let (Ok(limit), Ok(used)) = (limit.trim().parse::<u64>(), used.trim().parse::<u64>()) {
-        (all, available) = (all.min(limit), available.min(limit.saturating_sub(used)));
+        // Its use counts what was read of files, which it gives back.
+        let files: u64 = ["inactive_file ", "active_file "].iter().filter_map(|name| number(stat, name)).sum();
+        let kept = used.saturating_sub(files);
+        (all, available) = (all.min(limit), available.min(limit.saturating_sub(kept)));
     }
     Some((all, available))
 }
@@ -64,20 +72,31 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_group_may_have_less_memory_than_the_machine() {
         let memory = |info, group| super::memory_of(info, group).map(|(all, available)| (all / 1024, available / 1024));
-        let (info, none) = ("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   800 kB\n", ("max\n", "5\n"));
+        let (info, none) = ("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   800 kB\n", ["max\n", "5\n", ""]);
         assert_eq!(memory(info, none), Some((1000, 800)));
-        assert_eq!(memory(info, ("", "")), Some((1000, 800)));
-        assert_eq!(memory(info, ("409600\n", "102400\n")), Some((400, 300)));
-        assert_eq!(memory(info, ("1024000\n", "819200\n")), Some((1000, 200)));
+        assert_eq!(memory(info, [""; 3]), Some((1000, 800)));
+        assert_eq!(memory(info, ["409600\n", "102400\n", ""]), Some((400, 300)));
+        assert_eq!(memory(info, ["1024000\n", "819200\n", ""]), Some((1000, 200)));
         assert_eq!(memory("MemTotal: 1000 kB", none), None);
+        // 300 of its 390 KiB are of files, as after a model was read.
+        let files = "anon 1\ninactive_file 204800\nactive_file 102400\n";
+        assert_eq!(memory(info, ["409600\n", "399360\n", files]), Some((400, 310)));
+    }
+
+    #[test]
+    fn half_of_the_memory_stays() {
+        let plentiful = super::stays_plentiful;
+        assert!(plentiful((1000, 800), 300) && !plentiful((1000, 800), 301));
+        assert!(plentiful((400, 300), 100) && !plentiful((400, 300), 101) && !plentiful((400, 300), u64::MAX));
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn half_of_the_memory_stays() {
+    fn this_machine_says_what_it_has() {
         let (all, available) = super::memory().unwrap();
-        assert!(available <= all && super::available_memory_bytes().is_some());
-        assert!(!super::is_memory_plentiful(all / 2 + 1) && !super::is_memory_plentiful(1 << 60));
+        assert!(available > 1 << 20 && available <= all && all < 1 << 50);
+        assert_eq!(super::is_memory_plentiful(0), available >= all / 2);
+        assert!(!super::is_memory_plentiful(all) && super::available_memory_bytes().is_some());
     }
 
     #[test]

@@ -86,3 +86,15 @@ fn fill(file: &File, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>
     write(&mut buffered)?;
     buffered.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_what_a_process_has_open() {
+        let open = |path: &str| is_open_somewhere(Path::new(path));
+        let names = ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd/3", "/proc/self/fd/1"];
+        assert!(names.into_iter().all(open) && !["/dev/shm/x", "/dev/stdoutx", "dev/stdout"].into_iter().any(open));
+    }
+}

@@ -13,10 +13,8 @@ pub struct Lock(File);
 impl Lock {
     /// Locks the file at `path`, which is made if it is not there; `None` if somebody else has it locked.
     ///
-    /// Some network file systems have no locks: there everybody gets it, with a warning.
-    ///
     /// # Errors
-    /// If the file cannot be made or opened.
+    /// If the file cannot be made or opened, or its file system has no locks.
     ///
     /// ```
     /// let dir = tempfile::tempdir()?;
@@ -30,10 +28,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => {
-                tracing::warn!("{}: {e}; another process that writes there would not be noticed", path.display());
-                Ok(Some(Self(file)))
-            }
+            Err(TryLockError::Error(e)) => Err(Error::io(path)(e)),
         }
     }
 }

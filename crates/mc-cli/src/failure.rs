@@ -191,7 +191,7 @@ fn option_name(field: &str) -> String {
 fn help_hint() -> String {
     const COMMANDS: [&str; 8] = ["finetune", "generate", "eval", "embed", "index", "search", "inspect", "bench"];
     // Arguments need not be UTF-8.
-    match COMMANDS.iter().find(|command| std::env::args_os().skip(1).any(|a| a == **command)) {
+    match std::env::args_os().skip(1).find_map(|a| COMMANDS.into_iter().find(|command| a == **command)) {
         Some(command) => format!("see metal-candle {command} --help"),
         None => "see metal-candle --help".into(),
     }

@@ -40,7 +40,7 @@ use std::{
     minute, no download.\n\nRecords are JSON objects, one per line, all of one kind:\n  \
     {\"text\": \"…\"}\n  {\"prompt\": \"…\", \"completion\": \"…\"}\n  {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, …]}\n\n\
     The output directory is an adapter that HF PEFT reads, too. Its run/ holds metrics, a picture of the loss, and the \
-    state that --resume goes on from. Ctrl-C and SIGTERM end a run after its step, with the state saved; Ctrl-C again ends it at once, with exit status 130.\n\n\
+    state that --resume goes on from. Ctrl-C and SIGTERM end its training after the step it is in, with the state saved; Ctrl-C again ends it at once, with exit status 130.\n\n\
     Example:\n  metal-candle finetune --model Qwen/Qwen2.5-0.5B-Instruct \\\n    --data data/ --output adapters/mine --mask-prompt"
 )]
 pub(crate) struct Args {
@@ -117,11 +117,14 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         if goes_on { Some(Arc::new(trainer.lora_adapter().freeze(&*model)?)) } else { None };
     let before = Asker::new(&source, &model, start.clone(), data.longest_answer)?;
     let first = data.requests.first();
-    // A record may be good to train on and yet no prompt, such as one without a first token.
-    let sample = |asker: &Asker, request| {
-        asker.ask(request).inspect_err(|error| global.say(format!("no sample is shown: {error:#}"))).ok()
+    let sample = |asker: &Asker, request| match asker.ask(request) {
+        Err(error) if samples::is_no_prompt(&error) => {
+            global.say(format!("no sample is shown: {error:#}"));
+            Ok(None)
+        }
+        answer => answer.map(Some),
     };
-    let sample_before = first.and_then(|request| sample(&before, request));
+    let sample_before = first.map(|request| sample(&before, request)).transpose()?.flatten();
     let exact_before = if shows_itself {
         let untrained = if goes_on { "" } else { "untrained " };
         global.say(format!("asking the {untrained}model the {} held-out requests", data.requests.len()));
@@ -139,6 +142,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     }
     let steps_before = trainer.steps();
     let metrics = trainer.train_with_eval(&data.train, data.valid.as_ref())?;
+    watch::over();
 
     // From the disk, so that what is shown is what was saved.
     let saved: Arc<dyn Adapter> = Arc::new(source::adapter(&*model, &output)?.freeze(&*model)?);
@@ -152,7 +156,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
             .transpose()?,
         loss_before: loss_before.map(|m| m.loss),
         sample: match (first, sample_before) {
-            (Some(request), Some(before)) => sample(&after, request).map(|after| (request, before, after)),
+            (Some(request), Some(before)) => sample(&after, request)?.map(|after| (request, before, after)),
             _ => None,
         },
         metrics,

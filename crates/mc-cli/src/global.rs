@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use metal_candle::prelude::*;
 use std::io::IsTerminal;
+use tracing_subscriber::EnvFilter;
 
 /// Options of every command.
 #[derive(Args, Clone)]
@@ -45,10 +46,12 @@ impl Global {
             (_, 1) => "info",
             _ => "debug",
         };
-        let asked = std::env::var("METAL_CANDLE_LOG").ok().filter(|_| !self.quiet);
-        let filter = asked.as_ref().map(tracing_subscriber::EnvFilter::try_new);
-        let wrong = filter.as_ref().and_then(|filter| filter.as_ref().err().map(ToString::to_string));
-        let filter = filter.and_then(Result::ok).unwrap_or_else(|| tracing_subscriber::EnvFilter::new(level));
+        let asked = std::env::var_os("METAL_CANDLE_LOG").filter(|_| !self.quiet);
+        let filter = asked.map_or(Ok(EnvFilter::new(level)), |asked| {
+            let text = asked.to_str().ok_or("it is not UTF-8")?;
+            EnvFilter::try_new(text).map_err(|error| error.to_string())
+        });
+        let (filter, wrong) = filter.map_or_else(|wrong| (EnvFilter::new(level), Some(wrong)), |filter| (filter, None));
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
         if let Some(wrong) = wrong {
             tracing::warn!("METAL_CANDLE_LOG is left out: {wrong}; it looks like mc_train=debug,mc_models=info");

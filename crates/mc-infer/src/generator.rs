@@ -208,8 +208,7 @@ impl Generator {
     /// # Errors
     /// As [`Generator::generate`].
     pub fn generate_stream(&self, prompt: &str, on_token: impl FnMut(StreamToken) -> bool) -> Result<Generation> {
-        let eos: Vec<u32> = self.options.eos_token_ids.iter().copied().chain(self.tokenizer.eos_token_id()).collect();
-        let mut ids = self.tokenizer.encode_prompt(prompt, &eos)?;
+        let mut ids = self.tokenizer.encode_prompt(prompt)?;
         if ids.is_empty() {
             ids.extend(self.tokenizer.bos_token_id());
         }

@@ -18,18 +18,26 @@ pub struct LoRAAdapter {
     variables: Vec<(String, Var)>,
 }
 
+/// How many numbers the low-rank factors of these layers have, one for each site.
+fn parameters(layers: &[Option<LoRAConfig>], sites: &[Site]) -> usize {
+    let of = |(layer, site): (&Option<LoRAConfig>, &Site)| {
+        layer.as_ref().map_or(0, |layer| layer.rank.saturating_mul(site.in_features + site.out_features))
+    };
+    layers.iter().zip(sites).map(of).fold(0, usize::saturating_add)
+}
+
 /// Whether so many parameters can be trained, before any memory is taken for them.
-fn check_room(rank: usize, parameters: usize, available: Option<u64>) -> Result<()> {
+fn check_room(parameters: usize, available: Option<u64>) -> Result<()> {
     /// In `f32`: the value, the optimizer's, its two moments, the gradient.
     const BYTES: u64 = 5 * 4;
     let needed = (parameters as u64).saturating_mul(BYTES);
     match available.filter(|available| needed > *available) {
         None => Ok(()),
         Some(available) => {
-            let gb = |bytes: u64| bytes as f64 / 1e9;
-            let (needed, available) = (gb(needed), gb(available));
+            let mb = |bytes: u64| bytes as f64 / 1e6;
+            let (needed, available) = (mb(needed), mb(available));
             let problem = format!(
-                "is {rank}: to train {parameters} parameters takes {needed:.1} GB, expected at most the {available:.1} GB that are free"
+                "makes {parameters} parameters, which take {needed:.1} MB to train, expected at most the {available:.1} MB that are free"
             );
             Err(Error::config("rank", problem))
         }
@@ -46,12 +54,8 @@ impl LoRAAdapter {
         let targets = Targets::new(&config)?;
         let selected = targets.select(model.sites())?;
         targets.all_matched(model.sites())?;
-        let parameters = |(layer, site): (&Option<LoRAConfig>, &Site)| {
-            layer.as_ref().map_or(0, |layer| layer.rank.saturating_mul(site.in_features + site.out_features))
-        };
-        let parameters = selected.iter().zip(model.sites()).map(parameters).fold(0, usize::saturating_add);
         if model.device().is_cpu() {
-            check_room(config.rank, parameters, mc_backend::available_memory_bytes())?;
+            check_room(parameters(&selected, model.sites()), mc_backend::available_memory_bytes())?;
         }
         let layer = |(index, layer)| match (layer, model.projection(index)) {
             (Some(layer), Some(projection)) => LoRALayer::new(projection, layer, config.seed).map(Some),
@@ -265,11 +269,19 @@ mod tests {
 
     #[test]
     fn more_parameters_than_memory_are_refused_before_it_is_taken() {
-        assert!(check_room(8, 1000, Some(20_000)).is_ok() && check_room(8, usize::MAX, None).is_ok());
-        let error = check_room(65_536, 36_037_459_968, Some(24_000_000_000)).unwrap_err().to_string();
-        let expected = "`rank` is 65536: to train 36037459968 parameters takes 720.7 GB, expected at most the 24.0 GB that are free";
+        assert!(check_room(1000, Some(20_000)).is_ok() && check_room(usize::MAX, None).is_ok());
+        let error = check_room(36_037_459_968, Some(24_000_000_000)).unwrap_err().to_string();
+        let expected = "`rank` makes 36037459968 parameters, which take 720749.2 MB to train, expected at most the 24000.0 MB that are free";
         assert_eq!(error, expected);
-        assert!(check_room(1, 1001, Some(20_000)).is_err() && check_room(1, usize::MAX, Some(u64::MAX - 1)).is_err());
+        assert!(check_room(1001, Some(20_000)).is_err() && check_room(usize::MAX, Some(u64::MAX - 1)).is_err());
+        // What is counted before is what there is after.
+        let model = ModelLoader::new().load(golden::dir("models/qwen2")).unwrap();
+        let rank_pattern = vec![("q_proj".into(), 5)];
+        let target_modules = vec![crate::TargetModule::QProj, crate::TargetModule::DownProj];
+        let config = LoRAAdapterConfig { rank: 3, rank_pattern, target_modules, ..Default::default() };
+        let selected = Targets::new(&config).unwrap().select(model.sites()).unwrap();
+        let adapter = LoRAAdapter::new(&*model, config).unwrap();
+        assert_eq!(parameters(&selected, model.sites()), adapter.num_parameters());
     }
 
     /// No two sites or steps drop the same, and together they drop as much as was asked for.

@@ -102,19 +102,22 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a prompt: those of a text, but without the last one where that is one of `eos` and the tokenizer puts it after
-    /// every text: nothing goes on after it.
+    /// The ids of a prompt: those of a text, but without the EOS that some tokenizers put after every text, for nothing goes on after it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_prompt(&self, prompt: &str, eos: &[u32]) -> Result<Vec<u32>> {
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(prompt, true)?;
-        if let Some(last) = ids.last().copied().filter(|last| eos.contains(last))
-            && self.encode(prompt, false)?.last() != Some(&last)
-        {
+        if ids.last().copied() == self.eos_token_id() && self.ends_texts()? {
             ids.pop();
         }
         Ok(ids)
+    }
+
+    /// Whether the tokenizer puts an EOS after every text, beside those that are written in it.
+    fn ends_texts(&self) -> Result<bool> {
+        let (text, whole) = (self.encode("a", false)?, self.encode("a", true)?);
+        Ok(text.last() != whole.last() && whole.last().copied() == self.eos_token_id())
     }
 
     /// A text, or a pair of them, with the special tokens that the tokenizer puts around it and at most `limit` ids: what is

@@ -1,7 +1,7 @@
 //! How to train. Knows no data and no model.
 
 use crate::{AdamWConfig, Error, LRScheduler, Result};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Settings of a [`Trainer`](crate::Trainer).
 ///
@@ -37,9 +37,12 @@ pub struct TrainingConfig {
     pub shuffle: bool,
     /// Steps from one evaluation to the next, at least 1; `None`: after each epoch. There is one after the last step.
     pub eval_every: Option<u64>,
-    /// Steps from one checkpoint to the next, at least 1; `None`: no checkpoints. What a run goes on from is saved with each, or
-    /// after each epoch, and after the last step.
+    /// Steps from one checkpoint to the next, at least 1; `None`: no checkpoints. What a run goes on from is saved with each of them, or
+    /// as `autosave` says, and after the last step.
     pub save_every: Option<u64>,
+    /// Without `save_every`, the time from one save of what a run goes on from to the next, so that a crash costs no more than that; 2
+    /// minutes by default.
+    pub autosave: Duration,
     /// Whether blocks are computed forward twice, again in the backward pass, which takes less memory.
     pub grad_checkpoint: bool,
     /// Where the adapter and the run's files go; `None`: nothing is written.
@@ -63,6 +66,7 @@ impl Default for TrainingConfig {
             shuffle: true,
             eval_every: None,
             save_every: None,
+            autosave: Duration::from_mins(2),
             grad_checkpoint: false,
             output_dir: None,
             started: None,

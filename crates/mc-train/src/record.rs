@@ -100,8 +100,7 @@ impl<'a> Reader<'a> {
             return Err(fault(place, "`prompt` and `completion` are empty", "leave the record out"));
         }
         // Generation goes on from exactly these.
-        let before = self.tokenizer.encode_prompt(prompt, self.eos.as_slice());
-        let before = before.map_err(|e| cannot_encode(place, e))?;
+        let before = self.tokenizer.encode_prompt(prompt).map_err(|e| cannot_encode(place, e))?;
         let joined = self.encode(place, &format!("{prompt}{completion}"), true)?;
         // A tokenizer may write the start of a text otherwise than the same letters inside one, so the completion is
         // tokenised where it stands; unless that would merge its start with the end of the prompt.

@@ -58,7 +58,7 @@ impl RunFiles {
         self.state().is_file()
     }
 
-    /// Whether a run has left something that a new one into the same directory would replace or remove.
+    /// Whether a run has left an adapter or a state, which a new one into the same directory would replace or remove.
     pub fn holds_results(&self) -> bool {
         let adapter = ["adapter_config.json", "adapter_model.safetensors"].map(|name| self.output.join(name));
         let run = [self.state(), self.checkpoints(), self.best()];

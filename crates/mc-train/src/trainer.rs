@@ -285,7 +285,7 @@ impl Trainer {
 
     /// All steps from where the run is; whether an observer ended it early.
     fn steps_of(&mut self, run: &mut Run) -> Result<bool> {
-        let mut order = Order::default();
+        let (mut order, mut saved) = (Order::default(), Instant::now());
         while self.progress.step < run.total {
             let begin = Instant::now();
             let batches = self.next_batches(run.data, &mut order);
@@ -316,8 +316,13 @@ impl Trainer {
             if last || due(self.config.eval_every) {
                 self.evaluate(run)?;
             }
-            if last || stop || due(self.config.save_every) {
+            let save = match self.config.save_every {
+                None => saved.elapsed() >= self.config.autosave,
+                every => due(every),
+            };
+            if last || stop || save {
                 self.save_run(run)?;
+                saved = Instant::now();
             }
             if stop {
                 return Ok(metrics.step < run.total);

@@ -52,19 +52,21 @@ impl Output {
     }
 
     /// Makes the directory, and keeps other runs out of it as long as the lock is held.
-    pub(crate) fn claim(&self) -> Result<(PathBuf, Lock)> {
+    pub(crate) fn claim(&self) -> Result<(PathBuf, Option<Lock>)> {
         if let Some(dir) = &self.named {
-            let lock = lock(dir)?.ok_or_else(|| {
-                wrong(
+            let Writer::Us(lock) = lock(dir)? else {
+                return Err(wrong(
                     format!("{}: another run is writing there", dir.display()),
                     "wait for its end, or name another directory",
-                )
-            })?;
+                ));
+            };
             // That run may have ended since this one looked.
             return if !self.resume && is_taken(dir) { Err(holds_adapter(dir)) } else { Ok((dir.clone(), lock)) };
         }
         for dir in self.numbered().filter(|dir| !is_taken(dir)) {
-            if let Some(lock) = lock(&dir)?.filter(|_| !is_taken(&dir)) {
+            if let Writer::Us(lock) = lock(&dir)?
+                && !is_taken(&dir)
+            {
                 return Ok((dir, lock));
             }
         }
@@ -85,14 +87,29 @@ fn holds_adapter(dir: &Path) -> anyhow::Error {
     let hint = if RunFiles::new(dir).can_resume() {
         "name another directory, or go on with its run by --resume"
     } else {
-        "name another directory, or move what is there: its run cannot be resumed"
+        "name another directory, or move what is there; its run cannot be resumed"
     };
-    wrong(format!("{} holds an adapter already", dir.display()), hint)
+    let what = if dir.join("adapter_config.json").exists() { "an adapter already" } else { "what a run has left" };
+    wrong(format!("{} holds {what}", dir.display()), hint)
 }
 
-/// The lock of a run's directory; `None` if another process has it.
-fn lock(dir: &Path) -> Result<Option<Lock>> {
+/// Who writes to a run's directory.
+enum Writer {
+    /// This run. Some network file systems have no locks.
+    Us(Option<Lock>),
+    Others,
+}
+
+fn lock(dir: &Path) -> Result<Writer> {
     let run = dir.join("run");
     fs::create_dir_all(&run).map_err(|source| checkpoint::Error::Io { path: dir.into(), source })?;
-    Ok(Lock::take(run.join("lock"))?)
+    match Lock::take(run.join("lock")) {
+        Ok(Some(lock)) => Ok(Writer::Us(Some(lock))),
+        Ok(None) => Ok(Writer::Others),
+        Err(error) if run.join("lock").is_file() => {
+            tracing::warn!("{error}; another run into this directory would not be noticed");
+            Ok(Writer::Us(None))
+        }
+        Err(error) => Err(error.into()),
+    }
 }

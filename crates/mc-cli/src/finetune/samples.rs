@@ -3,7 +3,7 @@
 use crate::source::Source;
 use anyhow::Result;
 use metal_candle::{
-    inference::{Generator, GeneratorConfig},
+    inference::{self, Generator, GeneratorConfig},
     models::{Adapter, Model},
     text::Message,
 };
@@ -92,6 +92,13 @@ impl Asker {
         }
         Ok(exact)
     }
+}
+
+/// Whether a request cannot be asked, though its record may be good to train on: it has no first token, is longer than the context, or the
+/// template refuses a conversation that ends there.
+pub(crate) fn is_no_prompt(error: &anyhow::Error) -> bool {
+    use inference::Error::{EmptyPrompt, NoChatTemplate, PromptTooLong, Text};
+    matches!(error.downcast_ref(), Some(EmptyPrompt | NoChatTemplate | PromptTooLong { .. } | Text(_)))
 }
 
 #[cfg(test)]

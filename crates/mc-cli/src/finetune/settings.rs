@@ -69,7 +69,7 @@ pub(crate) struct Settings {
     /// Gradients are scaled down to this norm; 0: never [default: 1]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub(crate) max_grad_norm: Option<f64>,
-    /// AdamW's weight decay: each step takes the learning rate × this off each parameter [default: 0]
+    /// AdamW's weight decay: each step takes the share learning rate × this off each parameter [default: 0]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub(crate) weight_decay: Option<f64>,
     /// Longer records are cut, and counted [default: 1024, or the model's context if that is less]
@@ -90,7 +90,7 @@ pub(crate) struct Settings {
     /// Steps between evaluations on valid.jsonl [default: once per epoch]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) eval_every: Option<u64>,
-    /// Steps between checkpoints, which are kept, and between saves for --resume [default: none kept, saved once per epoch]
+    /// Steps between checkpoints [default: no checkpoints; what --resume goes on from is saved every two minutes]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) save_every: Option<u64>,
 }

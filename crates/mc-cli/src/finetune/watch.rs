@@ -16,15 +16,25 @@ use std::{
 
 /// Whether the run is to end after its step.
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Whether it has ended: what comes after it need not be waited for.
+static OVER: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Whether there was a Ctrl-C.
+static PRESSED: AtomicBool = AtomicBool::new(false);
+
+/// From here on Ctrl-C and SIGTERM end the process at once again.
+pub(crate) fn over() {
+    OVER.store(true, Ordering::SeqCst);
+}
 
 /// The observers that suit the options.
 pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
     let (bars, quiet) = (global.bars(), global.quiet);
     let interrupt = move || {
         // The second time the person does not want to wait.
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        if PRESSED.swap(true, Ordering::SeqCst) || OVER.load(Ordering::SeqCst) {
             std::process::exit(130);
         }
+        INTERRUPTED.store(true, Ordering::SeqCst);
         if !quiet {
             // On a terminal the bar is on this line.
             let start = if bars { "\r\x1b[2K" } else { "" };
@@ -49,12 +59,12 @@ pub(crate) fn observers(global: &Global) -> Vec<Box<dyn Observer>> {
     observers
 }
 
-/// What ends services, containers and jobs in a queue is heeded like Ctrl-C. SIGHUP is left as it is, for `nohup`.
+/// What ends services, containers and jobs in a queue is heeded like Ctrl-C, however often it comes: `timeout` sends it twice, and who
+/// cannot wait has SIGKILL. SIGHUP is left as it is, for `nohup`.
 #[cfg(unix)]
 fn heed_termination() -> std::io::Result<()> {
     use signal_hook::{consts::SIGTERM, flag};
-    // The second time, as the flag is set by then.
-    flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, INTERRUPTED.clone())?;
+    flag::register_conditional_default(SIGTERM, OVER.clone())?;
     flag::register(SIGTERM, INTERRUPTED.clone()).map(drop)
 }
 

@@ -598,6 +598,9 @@ fn a_filter_of_the_log_that_is_none_is_told() {
     let run = Run::of(place.command().env("METAL_CANDLE_LOG", "mc_train=loud").args(["inspect", "model"])).ok();
     assert!(run.stderr.contains("METAL_CANDLE_LOG is left out"), "{}", run.stderr);
     assert_eq!(Run::of(place.command().args(["inspect", "model"])).ok().stderr, "");
+    // The hint is that of the command, and not of what one of its arguments is called.
+    let run = place.run("eval --adapter finetune --bogus");
+    assert!(run.stderr.contains("metal-candle eval --help"), "{}", run.stderr);
 }
 
 /// What makes vectors makes no text; the hint says what reads it.

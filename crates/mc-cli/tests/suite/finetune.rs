@@ -35,8 +35,9 @@ fn a_run_tells_every_event_and_leaves_an_adapter() {
     assert_eq!(names, expected, "{}", run.stdout);
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/command-line.md")).unwrap();
     for event in &events {
-        assert!(page.contains(&format!("| `{}`", name(event))), "{event}");
-        assert!(keys(event).iter().all(|key| page.contains(&format!("`{key}`"))), "{event}");
+        let row = |name: &str| page.lines().rfind(|line| line.starts_with(&format!("| `{name}`"))).unwrap();
+        let told = |key: &&str| *key == "event" || row(name(event)).contains(&format!("`{key}`"));
+        assert!(keys(event).iter().all(told), "{event}: {}", row(name(event)));
     }
     let all = |wanted: &str| events.iter().filter(|e| name(e) == wanted).cloned().collect::<Vec<_>>();
 
@@ -141,6 +142,7 @@ fn before_is_the_adapter_that_a_run_starts_from() {
         fs::write(place.path(file), DATA).unwrap();
     }
     let train = |args: &str| place.run(&format!("finetune --model model --data dir --lr 1e-2 --json {args}")).ok();
+    let sample = |run: &Run, when: &str| run.json().iter().find(|e| name(e) == "sample").unwrap()[when].clone();
     let before = |run: &Run| {
         let line = run.stderr.lines().find_map(|line| line.strip_prefix("before: held-out loss ")).unwrap();
         line.split(',').next().unwrap().parse::<f64>().unwrap()
@@ -151,6 +153,8 @@ fn before_is_the_adapter_that_a_run_starts_from() {
     for more in ["--output more --init-adapter out --steps 1", "--output out --resume --steps 5"] {
         let run = train(more);
         assert!((before(&run) - after(&first)).abs() < 1e-4, "{more}: {} after {}", before(&run), after(&first));
+        assert_eq!(sample(&run, "before"), sample(&first, "after"));
+        assert_ne!(sample(&run, "before"), sample(&first, "before"));
     }
 }
 
@@ -180,9 +184,14 @@ fn what_a_run_has_left_is_not_removed_by_another() {
     fs::write(&best, "precious").unwrap();
     let run = place.run(&format!("{FINETUNE} --steps 1"));
     assert_eq!(run.status, 2, "{}", run.stderr);
-    assert!(run.stderr.contains("out holds an adapter already") && run.stderr.contains("hint: "), "{}", run.stderr);
+    assert!(run.stderr.contains("out holds what a run has left") && run.stderr.contains("hint: "), "{}", run.stderr);
     assert!(!run.stderr.contains("--resume"), "there is no state: {}", run.stderr);
     assert_eq!(fs::read_to_string(best).unwrap(), "precious");
+    // Nor where the directory is chosen.
+    fs::create_dir_all(place.path("adapters/model/run/checkpoints/3")).unwrap();
+    place.run("finetune --model model --data data.jsonl --steps 1").ok();
+    assert!(place.path("adapters/model-2/adapter_config.json").is_file(), "{:?}", place.files());
+    assert!(place.path("adapters/model/run/checkpoints/3").is_dir());
 }
 
 /// Llama's templates write the date. A run that goes on later has the texts that it began with.

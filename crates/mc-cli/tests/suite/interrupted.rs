@@ -35,7 +35,12 @@ fn ends_and_goes_on(signal: &str) -> String {
     // The handler is there before the first step.
     let first = lines.find(|line| line.contains("\"event\":\"step\"")).unwrap();
     assert!(first.contains("\"step\":1,"), "{first}");
-    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    if signal == "-TERM" {
+        // `timeout` sends it to the process and to its group. It may have ended by now.
+        let _ = Command::new("kill").args([signal, &id]).stderr(Stdio::null()).status().unwrap();
+    }
     let rest: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
     let status = child.wait().unwrap();
     let mut stderr = String::new();

@@ -85,7 +85,14 @@ fn a_completion_follows_the_prompt_as_generation_sees_it() {
             // The end that it puts after every text does not come after a prompt.
             assert_eq!(before.pop(), eos);
         }
-        assert_eq!(tokenizer.encode_prompt(prompt, eos.as_slice()).unwrap(), before);
+        assert_eq!(tokenizer.encode_prompt(prompt).unwrap(), before);
+        // One that is written in the prompt is the prompt's.
+        let ended = [&before[..], eos.as_slice()].concat();
+        assert_eq!(
+            tokenizer.encode_prompt(&format!("{prompt}{}", tokenizer.eos_token().unwrap())).unwrap(),
+            ended,
+            "{name}"
+        );
         assert_eq!(example.ids[..before.len()], before, "{name}: {prompt:?} + {completion:?}");
         let marks: Vec<_> = (0..example.ids.len()).map(|i| i >= before.len() && i > 0).collect();
         assert_eq!(example.supervised, marks, "{name}: {prompt:?} + {completion:?}");
