@@ -91,8 +91,9 @@ fn is_plain(byte: u8) -> bool {
 }
 
 impl HubConfig {
-    /// As the environment says, like `huggingface_hub`: `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN` or the
-    /// token file in `HF_HOME`, `HF_HUB_OFFLINE`.
+    /// As the environment says, like `huggingface_hub`: `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME` or `XDG_CACHE_HOME`; `HF_TOKEN`,
+    /// `HUGGING_FACE_HUB_TOKEN`, `HF_TOKEN_PATH` or the token file in `HF_HOME`, unless `HF_HUB_DISABLE_IMPLICIT_TOKEN`;
+    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Self {
         Self::from_vars(|name| std::env::var(name).ok())
     }
@@ -101,21 +102,29 @@ impl HubConfig {
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name| var(name).filter(|v| !v.trim().is_empty());
         let yes = |v: String| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes" | "on");
-        let home = set("HF_HOME").map_or_else(
-            || {
-                let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-                cache.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache")).join("huggingface")
-            },
-            PathBuf::from,
-        );
+        // A `~` that no shell has replaced, as in a file of settings.
+        let path = |name| {
+            let given = PathBuf::from(set(name)?);
+            Some(
+                given
+                    .strip_prefix("~")
+                    .map(|rest| std::env::home_dir().unwrap_or_default().join(rest))
+                    .unwrap_or(given),
+            )
+        };
+        let home = path("HF_HOME").unwrap_or_else(|| {
+            let cache = path("XDG_CACHE_HOME");
+            cache.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache")).join("huggingface")
+        });
         let file = |path: &Path| fs::read_to_string(path).ok();
-        let token_path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        let token_path = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let asked_not_to = set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(yes);
         let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| file(&token_path));
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Self {
             endpoint: endpoint.trim_end_matches('/').into(),
-            cache_dir: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
-            token: token.map(|t| t.trim().to_string()).filter(|t| !t.is_empty()),
+            cache_dir: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
+            token: token.map(|t| t.trim().to_string()).filter(|t| !t.is_empty() && !asked_not_to),
             offline: set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(yes),
         }
     }

@@ -215,12 +215,34 @@ fn a_second_fetch_asks_once_and_offline_never() {
     config.offline = false;
     config.endpoint = "http://127.0.0.1:9".into();
     assert_eq!(get(&config).unwrap(), first);
+    // Nor one that refuses, as it does who asks too often.
+    config.endpoint = server.endpoint.clone();
+    server.hub.lock().unwrap().token = Some("other".into());
+    assert_eq!(get(&config).unwrap(), first);
+    // But a revision that is gone is gone.
+    server.hub.lock().unwrap().token = None;
+    assert!(fetch(&config, "org/tiny", Some("gone"), &mut |_| {}).unwrap_err().to_string().contains("404"));
     // A cache that lost its weights is not complete.
     config.offline = true;
     fs::remove_file(first.join("model.safetensors")).unwrap();
     let error = get(&config).unwrap_err();
     assert!(error.to_string().starts_with("org/tiny: no complete copy of revision `main` in "), "{error}");
     assert!(error.hint().unwrap().contains("HF_HUB_OFFLINE"));
+}
+
+/// As on a machine whose cache others fill.
+#[cfg(unix)]
+#[test]
+fn a_complete_cache_need_not_be_written_to() {
+    use std::os::unix::fs::MetadataExt;
+    let (server, cache) = (serve(tiny()), tempfile::tempdir().unwrap());
+    let config = config(&server, &cache);
+    get(&config).unwrap();
+    // Who is root may write anyway; a file that is written anew is another one.
+    let id = || fs::metadata(config.cache_dir.join("models--org--tiny/refs/main")).unwrap().ino();
+    let before = id();
+    get(&config).unwrap();
+    assert_eq!(id(), before);
 }
 
 #[test]
@@ -483,4 +505,8 @@ fn the_environment_is_read_as_huggingface_hub_reads_it() {
     assert!(!format!("{:?}", from(&[("HF_TOKEN", "mine")])).contains("mine"));
     assert_eq!(from(&[("XDG_CACHE_HOME", "/x")]).cache_dir, PathBuf::from("/x/huggingface/hub"));
     assert!(!from(&[("HF_HUB_OFFLINE", "0")]).offline);
+    let person = std::env::home_dir().unwrap();
+    assert_eq!(from(&[("HF_HOME", "~/models")]).cache_dir, person.join("models/hub"));
+    assert_eq!(from(&[("HF_HUB_CACHE", "~")]).cache_dir, person);
+    assert_eq!(from(&[("HF_TOKEN", "mine"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
 }

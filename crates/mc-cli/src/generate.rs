@@ -115,11 +115,16 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
 }
 
 fn read_prompt(prompt: &str) -> Result<String> {
+    /// More than any model reads; what comes from a pipe need not end.
+    const LONGEST: u64 = 64 << 20;
     if prompt != "-" {
         return Ok(prompt.into());
     }
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).context("stdin")?;
+    std::io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes).context("stdin")?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(wrong("stdin: the prompt is longer than 64 MiB", "pipe a text that the model's context holds"));
+    }
     let text = String::from_utf8(bytes)
         .map_err(|_| wrong("stdin: the prompt is not UTF-8", "pipe text, not a binary file"))?;
     Ok(text.trim_end_matches('\n').into())

@@ -175,10 +175,12 @@ impl Generator {
     /// # Errors
     /// If a field of `config` is out of its range.
     pub fn new(model: Model, tokenizer: Tokenizer, config: GeneratorConfig) -> Result<Self> {
-        let options = config.token_options(Some(&tokenizer))?;
+        let mut options = config.token_options(Some(&tokenizer))?;
         if options.eos_token_ids.is_empty() && !config.ignore_eos {
             tracing::warn!("no token is known that ends a text: generation goes on to max_tokens");
         }
+        // A special token has no text in what is generated.
+        options.eos_token_ids.extend(config.stop.iter().filter_map(|stop| tokenizer.special_text_id(stop)));
         Ok(Self { model, tokenizer, chat_template: None, adapter: None, stop: config.stop, options })
     }
 

@@ -119,6 +119,14 @@ fn a_text_ends_by_the_tokens_named_or_else_by_the_tokenizers() {
     let spelled = named(&[70]);
     assert_eq!((spelled.tokens.last(), spelled.text.as_str()), (Some(&70), "ab"));
 
+    // A stop string that is a special token has no text to be found in.
+    let special = GeneratorConfig { stop: vec!["<|endoftext|>".into()], ignore_eos: true, ..config() };
+    let special = tail(special);
+    assert_eq!(
+        (special.tokens.last(), special.text.as_str(), special.finish),
+        (Some(&other), "ab", FinishReason::Stop)
+    );
+
     let ignoring = GeneratorConfig { ignore_eos: true, eos_token_ids: vec![eos], max_tokens: 12, ..config() };
     let ignoring = tail(ignoring);
     assert_eq!((ignoring.tokens.len(), ignoring.finish), (12, FinishReason::Length));

@@ -143,6 +143,9 @@ impl Fields<'_> {
     /// What all decoders have in common. The limits are generous, and keep a damaged file from asking for all memory.
     fn decoder(&self, model_type: String, defaults: &Defaults) -> Result<ModelConfig> {
         self.not_quantized()?;
+        if !self.flag("is_causal", true)? {
+            return Err(self.error("is_causal", "is false: a decoder that sees what follows is not supported"));
+        }
         let hidden_size = self.required_size("hidden_size", 1..=131_072)?;
         let num_hidden_layers = self.required_size("num_hidden_layers", 1..=1_024)?;
         let num_attention_heads = self.required_size("num_attention_heads", 1..=1_024)?;
@@ -202,19 +205,28 @@ impl Fields<'_> {
         })
     }
 
-    /// `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` at the top.
+    /// `rope_scaling` where it says something, as people add it by hand, or else `rope_parameters` of transformers 5; with a base of its
+    /// own or that at the top, and the length before scaling at the top or its own, as transformers 5.23 reads them.
     fn rope(&self) -> Result<RopeConfig> {
         const BASES: RangeInclusive<f64> = 1.0..=1e12;
-        let (theta, scaling) = match self.object("rope_parameters")? {
-            Some(rope) => (rope.number("rope_theta", BASES)?.or(self.number("rope_theta", BASES)?), Some(rope)),
-            None => (self.number("rope_theta", BASES)?, self.object("rope_scaling")?),
+        let old = self.object("rope_scaling")?.filter(|fields| !fields.map.is_empty());
+        let scaling = match old {
+            None => self.object("rope_parameters")?,
+            old => old,
         };
+        let own = scaling.as_ref().map(|fields| fields.number("rope_theta", BASES)).transpose()?.flatten();
+        let theta = own.or(self.number("rope_theta", BASES)?);
         for fields in [Some(self), scaling.as_ref()].into_iter().flatten() {
             if fields.number("partial_rotary_factor", 0.0..=1.0)?.is_some_and(|f| f < 1.0) {
                 return Err(self.error("partial_rotary_factor", "is below 1: partial rotation is not supported"));
             }
         }
-        let scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling())?;
+        let mut scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling())?;
+        if let RopeScaling::Llama3 { original_max_position_embeddings, .. } = &mut scaling
+            && let Some(length) = self.number("original_max_position_embeddings", 1.0..=1e9)?
+        {
+            *original_max_position_embeddings = length;
+        }
         Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling })
     }
 
@@ -455,6 +467,33 @@ mod tests {
         }
         let expected = "`max_window_layers` is 9999, expected a whole number from 0 to 1024";
         check_error(&qwen(&json!({"sliding_window": 6, "max_window_layers": 9999})), expected);
+    }
+
+    /// As transformers 5.23 chooses between them.
+    #[test]
+    fn both_styles_at_once() {
+        let linear = json!({"rope_type": "linear", "factor": 2.0});
+        let rope = |fields: &Value| read(&with("llama", fields)).unwrap().rope;
+        let new = json!({"rope_type": "default", "rope_theta": 500.0});
+        let both = rope(&json!({"rope_parameters": new, "rope_scaling": linear, "rope_theta": 700.0}));
+        assert_eq!(both, RopeConfig { theta: 700.0, scaling: RopeScaling::Linear { factor: 2.0 } });
+        let nothing = rope(&json!({"rope_parameters": new, "rope_scaling": {}}));
+        assert_eq!(nothing, RopeConfig { theta: 500.0, scaling: RopeScaling::Default });
+        let inside = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 600.0});
+        let inside = rope(&json!({"rope_parameters": null, "rope_scaling": inside, "rope_theta": 700.0}));
+        assert!((inside.theta - 600.0).abs() < f64::EPSILON);
+        let yarn = json!({"rope_parameters": new, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+        check_error(&with("llama", &yarn), "`rope_type` is \"yarn\", supported are default, linear, llama3");
+        let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32});
+        let top = rope(&json!({"rope_parameters": llama3, "original_max_position_embeddings": 64}));
+        assert!(
+            matches!(top.scaling, RopeScaling::Llama3 { original_max_position_embeddings: length, .. } if length == 64.0)
+        );
+        check_error(
+            &with("llama", &json!({"is_causal": false})),
+            "`is_causal` is false: a decoder that sees what follows is not supported",
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@ use mc_backend::{Weight, ops};
 use mc_checkpoint::WeightSource;
 use std::sync::Arc;
 
-const HEAD: &str = "lm_head.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// A decoder-only transformer with its frozen weights.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ impl Decoder {
         let (hidden, head_dim) = (c.hidden_size, c.head_dim);
         let (q_width, kv_width) = (c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim);
         let rope = ops::Rope::new(c.rope.inverse_frequencies(head_dim), device);
-        let embed_tokens = loading.weight("model.embed_tokens.weight", (c.vocab_size, hidden))?;
+        let embed_tokens = loading.weight(EMBEDDING, (c.vocab_size, hidden))?;
         let mut blocks = Vec::with_capacity(c.num_hidden_layers);
         for index in 0..c.num_hidden_layers {
             let at = |name: &str| format!("model.layers.{index}.{name}");

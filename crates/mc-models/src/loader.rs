@@ -1,7 +1,9 @@
 //! From a name to a model: a directory, a hub id, or files in memory.
 
 use crate::{
-    Classifier, Decoder, Error, Model, ModelConfig, Result, SUPPORTED, TextEncoder, bert, distilbert,
+    Classifier, Decoder, Error, Model, ModelConfig, Result, SUPPORTED, TextEncoder, bert,
+    decoder::{EMBEDDING, HEAD},
+    distilbert,
     encoder::{Causal, Renamed},
     fields::Fields,
     modernbert::{self, ModernBert},
@@ -67,11 +69,18 @@ impl ModelLoader {
     /// # Errors
     /// If the files are not what they should be.
     pub fn load_dir(&self, dir: &ModelDir) -> Result<Model> {
-        let config = ModelConfig::read(dir)?;
+        let mut config = ModelConfig::read(dir)?;
         tracing::debug!(?config, "loading {}", dir.name());
         let weights = dir.weights()?;
         if self.device.is_cpu() {
             weights.read_ahead();
+        }
+        if config.tie_word_embeddings == Some(true) && has_own_head(&config, &*weights)? {
+            tracing::warn!(
+                "{}: `tie_word_embeddings` is true, but `{HEAD}` is not `{EMBEDDING}`: it is used",
+                dir.name()
+            );
+            config.tie_word_embeddings = Some(false);
         }
         Ok(Arc::new(Decoder::load(config, &*weights, &self.device, self.dtype)?))
     }
@@ -123,11 +132,6 @@ impl ModelLoader {
                 return Ok(Arc::new(ModernBert::load(config, weights, &self.device, self.dtype)?));
             }
             decoder if SUPPORTED.contains(&decoder) => {
-                if !fields.flag("is_causal", true)? {
-                    return Err(
-                        fields.error("is_causal", "is false: a decoder that sees what follows is not supported")
-                    );
-                }
                 let weights = Renamed::headless(weights);
                 let mut config = ModelConfig::read(dir)?;
                 // Nobody asks for logits, and the head may be left out.
@@ -140,6 +144,16 @@ impl ModelLoader {
         tracing::debug!(?config, "loading {}", dir.name());
         Ok(Arc::new(PostNorm::load(config, &names, weights, &self.device, self.dtype)?))
     }
+}
+
+/// Whether the head is there and not the embedding, as after it was trained. Then transformers 5.23 does not tie them either.
+fn has_own_head(config: &ModelConfig, weights: &dyn WeightSource) -> Result<bool> {
+    if !weights.contains(HEAD) {
+        return Ok(false);
+    }
+    let [head, embedding] =
+        [HEAD, EMBEDDING].map(|name| weights.weight(name, (config.vocab_size, config.hidden_size), &Device::Cpu, None));
+    Ok(!head?.has_numbers_of(&embedding?))
 }
 
 /// Opens the directory that a path or a hub id means; a hub id is downloaded if it is not in the cache, and

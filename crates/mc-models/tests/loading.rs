@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use candle_core::DType;
-use mc_models::{Error, KVCache, KVCacheConfig, ModelLoader, Pass, open_model};
+use candle_core::{DType, Device};
+use mc_models::{Error, KVCache, KVCacheConfig, Model, ModelLoader, Pass, open_model};
 use mc_testkit::golden;
 use std::{
     fs::{self, File},
@@ -41,6 +41,30 @@ fn a_cache_stores_the_grouped_heads_only() -> Result<()> {
         sizes.push(cache.size_in_bytes() / per_token);
     }
     assert_eq!(sizes, [4, 4, 4, 4, 8, 8, 8, 8, 9], "it doubles, and stops at what may ever be in it");
+    Ok(())
+}
+
+/// A head that was trained by itself is not thrown away because the configuration still says that there is none.
+#[test]
+fn a_head_of_its_own_is_used_though_it_is_said_to_be_tied() -> Result<()> {
+    let golden = golden::dir("models/llama");
+    let model = ModelLoader::new().load(&golden)?;
+    let logits = |model: &Model| {
+        model.logits(&model.hidden(&[1, 2, 3], (1, 3), &mut Pass::default())?)?.flatten_all()?.to_vec1::<f32>()
+    };
+    let dir = tempfile::tempdir()?;
+    fs::copy(golden.join("model.safetensors"), dir.path().join("model.safetensors"))?;
+    let mut config = golden::json(golden.join("config.json"));
+    config["tie_word_embeddings"] = true.into();
+    fs::write(dir.path().join("config.json"), config.to_string())?;
+    let again = ModelLoader::new().load(dir.path())?;
+    assert_eq!(logits(&again)?, logits(&model)?);
+    assert_eq!(again.config().tie_word_embeddings, Some(false));
+    // The same numbers twice are one matrix.
+    let mut tensors = candle_core::safetensors::load(golden.join("model.safetensors"), &Device::Cpu)?;
+    tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors"))?;
+    assert_eq!(ModelLoader::new().load(dir.path())?.config().tie_word_embeddings, Some(true));
     Ok(())
 }
 

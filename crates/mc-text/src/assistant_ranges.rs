@@ -58,6 +58,9 @@ pub(crate) fn by_comparison(
             // on. Its end does not change.
             let ending = ending(&messages[..=at], &render)?
                 .ok_or_else(|| failed("what follows its content cannot be told from it"))?;
+            if message.text().is_some_and(|content| content.contains(&ending)) {
+                return Err(failed("what follows its content is in its content, too"));
+            }
             let found = whole[prompt.len()..].find(&ending);
             let found = found.ok_or_else(|| failed("it ends otherwise when the conversation goes on"))?;
             prompt.len() + found + ending.len()

@@ -189,6 +189,8 @@ impl ChatTemplate {
         let mut environment = jinja::environment().map_err(|error| syntax("chat template", &error))?;
         let mut templates = BTreeMap::new();
         for (name, origin, source) in sources {
+            // As jinja does, in texts of the template too.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
             let rewritten = jinja::without_generation_tags(&source);
             let generation_blocks = rewritten.is_some();
             environment

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::json::{Style, dumps};
@@ -21,6 +21,13 @@ pub(crate) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("tojson", tojson);
     environment.add_filter(GENERATION, |body: String| body);
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("first", |value: Value| of_sequence(value, |value| filters::first(&value)));
+    environment.add_filter("last", |value: Value| of_sequence(value, filters::last));
+    environment.add_filter("items", items);
+    environment.add_filter("int", int);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     Ok(environment)
@@ -81,9 +88,40 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
 }
 
-/// As in Python, where texts and maps have a length and can be indexed too.
+/// As in Python, where texts and maps have a length and can be indexed too, and in jinja, where so can what is not defined.
 fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+}
+
+/// `None` is not: templates ask this of `tools`, which is none where there are no tools.
+fn is_iterable(value: &Value) -> bool {
+    is_sequence(value) || value.kind() == ValueKind::Iterable
+}
+
+/// What is not defined has no members.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { filters::length(value) }
+}
+
+fn items(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::from(Vec::<Value>::new())) } else { filters::items(value) }
+}
+
+fn of_sequence(value: Value, member: impl Fn(Value) -> Result<Value, Error>) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(value) } else { member(value) }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
+/// In jinja what is no number is 0, or the default that is given.
+fn int(state: &State, value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) -> Result<Value, Error> {
+    let default = match default {
+        None => named.get::<Option<Value>>("default")?.unwrap_or(Value::from(0)),
+        Some(default) => default,
+    };
+    let base = base.or(named.get("base")?);
+    named.assert_all_used()?;
+    let none = std::iter::empty::<(String, Value)>().collect();
+    Ok(filters::int(state, value, Some(default.clone()), base, none).unwrap_or(default))
 }
 
 /// The local time now in the given format.
@@ -145,6 +183,35 @@ mod tests {
         let rendered = render("t").unwrap();
         assert!(days.iter().any(|day| day.strftime("%d %b %Y").to_string() == rendered), "{rendered}");
         assert!(render("bad").is_err());
+    }
+
+    /// What jinja2 3.1 renders, with a `tools` that is none and an `absent` that is not there.
+    #[test]
+    fn what_is_none_or_not_there_is_as_in_jinja() {
+        let environment = environment().unwrap();
+        let render = |source: &str| {
+            let context = minijinja::context! { tools => Value::from(()), list => vec![1, 2], text => "7" };
+            environment.render_str(source, context).map_err(|error| error.to_string())
+        };
+        for (source, expected) in [
+            ("{{ tools is iterable }} {{ tools is sequence }}", "False False"),
+            ("{{ absent is iterable }} {{ absent is sequence }}", "True True"),
+            ("{{ list is iterable }} {{ 'a' is iterable }} {{ 3 is iterable }}", "True True False"),
+            ("{% if tools is iterable and tools | length > 0 %}some{% else %}none{% endif %}", "none"),
+            ("{{ absent | length }} {{ absent | count }} {{ list | length }}", "0 0 2"),
+            ("[{{ absent | first }}{{ absent | last }}] {{ list | first }} {{ list | last }}", "[] 1 2"),
+            (
+                "{% for k, v in absent | items %}x{% endfor %}-{% for k, v in {'a': 1} | items %}{{ k }}{{ v }}{% endfor %}",
+                "-a1",
+            ),
+            (
+                "{{ '' | int }} {{ 'a' | int }} {{ 'a' | int(5) }} {{ 'a' | int(default=6) }} {{ text | int }} {{ '0x1f' | int(base=16) }}",
+                "0 0 5 6 7 31",
+            ),
+        ] {
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
+        }
+        assert!(render("{{ tools | length }}").is_err() && render("{{ 'a' | int(nonsense=1) }}").is_err());
     }
 
     #[test]

@@ -190,6 +190,13 @@ impl Tokenizer {
         self.shared.tokenizer.token_to_id(token)
     }
 
+    /// The id of the special token that a text is, which decoding leaves out; `None` if it is none.
+    pub fn special_text_id(&self, text: &str) -> Option<u32> {
+        let id = self.token_to_id(text)?;
+        let added = self.shared.tokenizer.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special).then_some(id)
+    }
+
     /// A token as the vocabulary spells it, which is not always its text.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.shared.tokenizer.id_to_token(id)

@@ -56,7 +56,10 @@ pub(super) fn fetch(
     }
     let client = Client::new(config);
     let asked = ask(&client, repo, revision);
-    if let (Err(Failure::Unreachable(error)), Some(snapshot)) = (&asked, complete(&cache, revision)) {
+    // Not if there is no such model or revision any more.
+    if let (Err(Failure::Unreachable(error) | Failure::Refused(error)), Some(snapshot)) =
+        (&asked, complete(&cache, revision))
+    {
         tracing::warn!("{error}; using the copy in the cache");
         return Ok(snapshot);
     }
@@ -82,6 +85,10 @@ pub(super) fn fetch(
     if commit != revision {
         // Not by `CacheRepo::create_ref`, which leaves an empty file if it is interrupted.
         let path = dir.join("refs").join(revision);
+        // Who may only read a cache that has everything needs no more.
+        if fs::read_to_string(&path).is_ok_and(|known| known == commit) {
+            return Ok(snapshot);
+        }
         make_dir_of(&path)?;
         write_atomic(path, |file| file.write_all(commit.as_bytes()))?;
     }

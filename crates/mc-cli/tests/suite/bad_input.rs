@@ -603,6 +603,16 @@ fn a_filter_of_the_log_that_is_none_is_told() {
     assert!(run.stderr.contains("metal-candle eval --help"), "{}", run.stderr);
 }
 
+#[test]
+fn a_prompt_without_end() {
+    let place = Place::new();
+    let mut command = place.command();
+    command.args(["generate", "--model", "model", "--prompt", "-"]).write_stdin(vec![b'a'; (64 << 20) + 1]);
+    let run = Run::of(&mut command);
+    assert_eq!(run.status, 2, "{}", run.stderr);
+    assert!(run.stderr.starts_with("error: stdin: the prompt is longer than 64 MiB\nhint: "), "{}", run.stderr);
+}
+
 /// What makes vectors makes no text; the hint says what reads it.
 #[test]
 fn an_encoder_is_sent_to_the_commands_that_read_it() {

@@ -152,3 +152,33 @@ fn a_token_of_white_space_belongs_where_it_stands() {
     let kept: Vec<u32> = ids.iter().zip(&mask).filter(|(_, on)| **on).map(|(id, _)| *id).collect();
     assert_eq!(tokenizer.decode(&kept, false).unwrap(), "abcd");
 }
+
+/// A turn that reads otherwise later on, and whose end is nothing but a line's: in an answer of two lines nobody can tell where it is.
+#[test]
+fn an_end_that_is_in_the_answer_too_is_refused() {
+    let template = "{% for m in messages %}{{ m.role }}:{% if loop.last %}{{ m.content }}\
+        {% else %}{{ m.content.split('</think>')[-1] }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+    let chat = ChatTemplate::from_source(template, []).unwrap();
+    let ranges = |answer: &str| {
+        let messages =
+            [("user", "a"), ("assistant", answer), ("user", "b")].map(|(role, content)| Message::new(role, content));
+        let found = chat.render_with_assistant_ranges(&messages, &ChatOptions::default());
+        found.map(|(text, ranges)| ranges.into_iter().map(|range| text[range].to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(ranges("<think>hm</think>one").unwrap(), ["one\n"]);
+    assert_eq!(ranges("one\nmore").unwrap(), ["one\nmore\n"]);
+    let error = ranges("<think>hm</think>one\nmore").unwrap_err();
+    assert!(error.to_string().contains("is in its content, too") && error.hint().is_some(), "{error}");
+}
+
+/// As jinja reads it: lines of a template end in one character.
+#[test]
+fn a_template_of_another_system() {
+    let chat = |template: &str| {
+        let chat = ChatTemplate::from_source(template, []).unwrap();
+        chat.apply(&[Message::new("user", "a\r\nb")], &ChatOptions::default()).unwrap()
+    };
+    let template = "{% for m in messages %}\n{{ m.role + '\n' }}{{ m.content }}\n{% endfor %}\n";
+    assert_eq!(chat(&template.replace('\n', "\r\n")), chat(template));
+    assert!(chat(template).contains("a\r\nb"));
+}
