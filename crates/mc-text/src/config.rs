@@ -1,4 +1,4 @@
-//! tokenizer_config.json, as far as it concerns text: special tokens and chat templates.
+//! tokenizer_config.json, as far as it concerns text: special tokens and chat templates; and special_tokens_map.json.
 
 use std::path::PathBuf;
 
@@ -9,6 +9,7 @@ use crate::error::one_line;
 use crate::{Error, Result, TokenizerFiles};
 
 const FILE: &str = "tokenizer_config.json";
+const MAP: &str = "special_tokens_map.json";
 const TOKEN: &str = "a string or an object with `content`";
 const TEMPLATE: &str = "a string or a list of {name, template}";
 
@@ -28,23 +29,29 @@ pub(crate) struct TokenizerConfig {
 
 impl TokenizerConfig {
     pub(crate) fn parse(files: &TokenizerFiles) -> Result<Self> {
-        let Some(bytes) = &files.tokenizer_config else {
-            return Ok(Self::default());
-        };
         let reader = Reader { file: files.directory.join(FILE) };
-        let config: Value = serde_json::from_slice(bytes).map_err(|error| Error::Malformed {
-            file: reader.file.clone(),
-            reason: format!("not valid JSON: {}", one_line(error)),
-        })?;
-        let Value::Object(config) = config else {
-            return Err(reader.wrong("(the whole file)", &config, "an object"));
-        };
-        Ok(Self {
+        let config = reader.object(files.tokenizer_config.as_deref())?;
+        let mut parsed = Self {
             named_tokens: reader.named_tokens(&config)?,
             extra_tokens: reader.extra_tokens(&config)?,
             added_tokens: reader.added_tokens(&config)?,
             chat_templates: reader.chat_templates(&config)?,
-        })
+        };
+        if !config.contains_key("added_tokens_decoder") {
+            let reader = Reader { file: files.directory.join(MAP) };
+            let map = reader.object(files.special_tokens_map.as_deref())?;
+            for (name, token) in reader.named_tokens(&map)? {
+                // There, all are special.
+                let token = token.special(true);
+                parsed.named_tokens.retain(|(known, _)| *known != name);
+                parsed.named_tokens.push((name, token));
+            }
+            let extra = reader.extra_tokens(&map)?;
+            if !extra.is_empty() {
+                parsed.extra_tokens = extra.into_iter().map(|token| token.special(true)).collect();
+            }
+        }
+        Ok(parsed)
     }
 }
 
@@ -53,6 +60,19 @@ struct Reader {
 }
 
 impl Reader {
+    /// The object that a file is; one that is not there is empty.
+    fn object(&self, bytes: Option<&[u8]>) -> Result<Map<String, Value>> {
+        let Some(bytes) = bytes else { return Ok(Map::new()) };
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(object)) => Ok(object),
+            Ok(other) => Err(self.wrong("(the whole file)", &other, "an object")),
+            Err(error) => {
+                let reason = format!("not valid JSON: {}", one_line(error));
+                Err(Error::Malformed { file: self.file.clone(), reason })
+            }
+        }
+    }
+
     fn named_tokens(&self, config: &Map<String, Value>) -> Result<Vec<(String, AddedToken)>> {
         let mut tokens = Vec::new();
         for (name, value) in config.iter().filter(|(name, _)| name.ends_with("_token")) {

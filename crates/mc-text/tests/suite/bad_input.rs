@@ -262,3 +262,30 @@ fn collect_paths(value: &Value, path: &mut String, paths: &mut Vec<String>) {
         path.truncate(length);
     }
 }
+
+/// Directories from before 2024 name their special tokens in a file of their own.
+#[test]
+fn names_of_special_tokens_in_a_file_of_their_own() {
+    let map = br#"{"bos_token": {"content": "<|im_start|>", "lstrip": false}, "eos_token": "<|endoftext|>", "unk_token": null}"#;
+    let old = (
+        "tokenizer_config.json",
+        &br#"{"eos_token": "<|im_end|>", "chat_template": "{{ bos_token }}{{ eos_token }}"}"#[..],
+    );
+    let directory = directory(&[old, ("special_tokens_map.json", map)]);
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    assert_eq!((tokenizer.bos_token(), tokenizer.eos_token()), (Some("<|im_start|>"), Some("<|endoftext|>")));
+    let template = ChatTemplate::load(directory.path()).unwrap().unwrap();
+    assert_eq!(template.apply(&[], &ChatOptions::default()).unwrap(), "<|im_start|><|endoftext|>");
+    // Where the configuration says what its tokens are, it says how they are called, too.
+    let newer = ("tokenizer_config.json", &br#"{"eos_token": "<|im_end|>", "added_tokens_decoder": {}}"#[..]);
+    let newer = self::directory(&[newer, ("special_tokens_map.json", map)]);
+    assert_eq!(Tokenizer::load(newer.path()).unwrap().eos_token(), Some("<|im_end|>"));
+    check(
+        &[old, ("special_tokens_map.json", b"[]")],
+        "special_tokens_map.json: `(the whole file)` is a list, expected an object",
+    );
+    check(
+        &[old, ("special_tokens_map.json", br#"{"eos_token": 3}"#)],
+        "special_tokens_map.json: `eos_token` is 3, expected a string or an object with `content`",
+    );
+}
