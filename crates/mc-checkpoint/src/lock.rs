@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use std::{
     fs::{File, TryLockError},
+    io,
     path::Path,
 };
 
@@ -14,7 +15,7 @@ impl Lock {
     /// Locks the file at `path`, which is made if it is not there; `None` if somebody else has it locked.
     ///
     /// # Errors
-    /// If the file cannot be made or opened, or its file system has no locks.
+    /// If the file cannot be made or opened, or, of the kind [`io::ErrorKind::Unsupported`], its file system has no locks.
     ///
     /// ```
     /// let dir = tempfile::tempdir()?;
@@ -28,7 +29,10 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(Error::io(path)(e)),
+            Err(TryLockError::Error(e)) => {
+                let what = format!("it cannot be locked: {e}");
+                Err(Error::io(path)(io::Error::new(io::ErrorKind::Unsupported, what)))
+            }
         }
     }
 }

@@ -117,14 +117,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
         if goes_on { Some(Arc::new(trainer.lora_adapter().freeze(&*model)?)) } else { None };
     let before = Asker::new(&source, &model, start.clone(), data.longest_answer)?;
     let first = data.requests.first();
-    let sample = |asker: &Asker, request| match asker.ask(request) {
-        Err(error) if samples::is_no_prompt(&error) => {
-            global.say(format!("no sample is shown: {error:#}"));
-            Ok(None)
-        }
-        answer => answer.map(Some),
-    };
-    let sample_before = first.map(|request| sample(&before, request)).transpose()?.flatten();
+    let sample_before = first.map(|request| before.sample(global, request)).transpose()?.flatten();
     let exact_before = if shows_itself {
         let untrained = if goes_on { "" } else { "untrained " };
         global.say(format!("asking the {untrained}model the {} held-out requests", data.requests.len()));
@@ -142,7 +135,9 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     }
     let steps_before = trainer.steps();
     let metrics = trainer.train_with_eval(&data.train, data.valid.as_ref())?;
-    watch::over();
+    if !metrics.stopped {
+        watch::over();
+    }
 
     // From the disk, so that what is shown is what was saved.
     let saved: Arc<dyn Adapter> = Arc::new(source::adapter(&*model, &output)?.freeze(&*model)?);
@@ -156,7 +151,9 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
             .transpose()?,
         loss_before: loss_before.map(|m| m.loss),
         sample: match (first, sample_before) {
-            (Some(request), Some(before)) => sample(&after, request)?.map(|after| (request, before, after)),
+            (Some(request), Some(before)) if !metrics.stopped => {
+                after.sample(global, request)?.map(|after| (request, before, after))
+            }
             _ => None,
         },
         metrics,

@@ -176,6 +176,11 @@ fn a_prompt_does_not_end_in_eos() -> Result<()> {
         let generation = Generator::new(model, tokenizer.clone(), config)?.generate("Tell me")?;
         assert_eq!(generation.prompt_tokens, ids.len() - 1);
     }
+    // Nor where nobody says what the token is called.
+    files.tokenizer_config = None;
+    let nameless = Tokenizer::from_files(&files)?;
+    assert_eq!((nameless.eos_token_id(), nameless.encode("Tell me", true)?), (None, ids.clone()));
+    assert_eq!(nameless.encode_prompt("Tell me")?, ids[..ids.len() - 1]);
     Ok(())
 }
 

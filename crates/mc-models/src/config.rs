@@ -127,7 +127,10 @@ impl Fields<'_> {
             None => self.number(old, BASES)?,
         };
         let scaling = match (parameters, self.object("rope_scaling")?) {
-            (Some(fields), _) | (None, Some(fields)) => fields.rope_scaling()?,
+            (Some(_), Some(scaling)) if !scaling.map.is_empty() => {
+                return Err(self.error("rope_scaling", "stands beside `rope_parameters`, which is not supported"));
+            }
+            (Some(fields), _) | (None, Some(fields)) => fields.rope_scaling(self)?,
             (None, None) => RopeScaling::Default,
         };
         Ok(RopeConfig { theta: theta.unwrap_or(default), scaling })
@@ -221,16 +224,13 @@ impl Fields<'_> {
                 return Err(self.error("partial_rotary_factor", "is below 1: partial rotation is not supported"));
             }
         }
-        let mut scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling())?;
-        if let RopeScaling::Llama3 { original_max_position_embeddings, .. } = &mut scaling
-            && let Some(length) = self.number("original_max_position_embeddings", 1.0..=1e9)?
-        {
-            *original_max_position_embeddings = length;
-        }
+        let scaling = scaling.map_or(Ok(RopeScaling::Default), |s| s.rope_scaling(self))?;
         Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling })
     }
 
-    fn rope_scaling(&self) -> Result<RopeScaling> {
+    /// The scaling that these fields describe, in a configuration of these others.
+    fn rope_scaling(&self, all: &Self) -> Result<RopeScaling> {
+        const LENGTH: &str = "original_max_position_embeddings";
         let kind = match (self.get("rope_type"), self.get("type")) {
             (None, None) => return Ok(RopeScaling::Default),
             (Some(_), _) => self.text("rope_type")?,
@@ -248,11 +248,15 @@ impl Fields<'_> {
                         format!("is {high_freq_factor}, expected more than `low_freq_factor` {low_freq_factor}");
                     return Err(self.error("high_freq_factor", problem));
                 }
+                let lengths = [(all, LENGTH), (self, LENGTH), (all, "max_position_embeddings")];
+                let lengths = lengths.map(|(fields, name)| fields.number(name, 1.0..=1e9));
+                let length = lengths.into_iter().find_map(Result::transpose);
                 Ok(RopeScaling::Llama3 {
                     factor: required("factor", 1.0..=1e6)?,
                     low_freq_factor,
                     high_freq_factor,
-                    original_max_position_embeddings: required("original_max_position_embeddings", 1.0..=1e9)?,
+                    original_max_position_embeddings: length
+                        .unwrap_or_else(|| Err(self.error(LENGTH, "is missing")))?,
                 })
             }
             other => Err(self.error("rope_type", format!("is \"{other}\", supported are default, linear, llama3"))),
@@ -424,7 +428,10 @@ mod tests {
             (llama3("low_freq_factor", Value::Null), "`low_freq_factor` is missing"),
             (llama3("low_freq_factor", json!(4.0)), "`high_freq_factor` is 4, expected more than `low_freq_factor` 4"),
             (llama3("high_freq_factor", json!(0)), "`high_freq_factor` is 0, expected a number from 1e-6 to 1e6"),
-            (llama3("original_max_position_embeddings", Value::Null), "`original_max_position_embeddings` is missing"),
+            (
+                llama3("original_max_position_embeddings", json!(0)),
+                "`original_max_position_embeddings` is 0, expected a number from 1e0 to 1e9",
+            ),
             (
                 json!({"partial_rotary_factor": 0.5}),
                 "`partial_rotary_factor` is below 1: partial rotation is not supported",
@@ -486,6 +493,14 @@ mod tests {
         check_error(&with("llama", &yarn), "`rope_type` is \"yarn\", supported are default, linear, llama3");
         let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32});
+        let length = |fields: &Value| match rope(fields).scaling {
+            RopeScaling::Llama3 { original_max_position_embeddings: length, .. } => length,
+            other => panic!("{other:?}"),
+        };
+        let mut open = llama3.clone();
+        open["original_max_position_embeddings"] = Value::Null;
+        assert_eq!(length(&json!({"rope_parameters": open, "original_max_position_embeddings": 64})), 64.0);
+        assert_eq!(length(&json!({"rope_parameters": open, "max_position_embeddings": 96})), 96.0);
         let top = rope(&json!({"rope_parameters": llama3, "original_max_position_embeddings": 64}));
         assert!(
             matches!(top.scaling, RopeScaling::Llama3 { original_max_position_embeddings: length, .. } if length == 64.0)

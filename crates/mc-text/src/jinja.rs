@@ -28,6 +28,7 @@ pub(crate) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("last", |value: Value| of_sequence(value, filters::last));
     environment.add_filter("items", items);
     environment.add_filter("int", int);
+    environment.add_filter("float", float);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     Ok(environment)
@@ -118,10 +119,39 @@ fn int(state: &State, value: &Value, default: Option<Value>, base: Option<u32>, 
         None => named.get::<Option<Value>>("default")?.unwrap_or(Value::from(0)),
         Some(default) => default,
     };
-    let base = base.or(named.get("base")?);
+    let mut base = base.or(named.get("base")?);
     named.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "int: the value is undefined"));
+    }
+    let value = match value.as_str() {
+        Some(text) => {
+            let text = text.trim();
+            let separated = text.split('_').all(|part| !part.is_empty());
+            let text = if separated { text.replace('_', "") } else { text.into() };
+            if base == Some(0) {
+                let prefix = text.trim_start_matches(['+', '-']).get(..2).map(str::to_lowercase);
+                let found = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().find(|(p, _)| prefix.as_deref() == Some(*p));
+                base = found.map(|(_, base)| base);
+            }
+            Value::from(text)
+        }
+        None => value.clone(),
+    };
     let none = std::iter::empty::<(String, Value)>().collect();
-    Ok(filters::int(state, value, Some(default.clone()), base, none).unwrap_or(default))
+    Ok(filters::int(state, &value, Some(default.clone()), base, none).unwrap_or(default))
+}
+
+/// As [`int`], with 0.0.
+fn float(value: &Value, default: Option<f64>) -> Result<f64, Error> {
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "float: the value is undefined"));
+    }
+    let number = match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None => f64::try_from(value.clone()).ok(),
+    };
+    Ok(number.or(default).unwrap_or(0.0))
 }
 
 /// The local time now in the given format.
@@ -211,6 +241,16 @@ mod tests {
         ] {
             assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
         }
+        for (source, expected) in [
+            (
+                "{{ ' 7 ' | int }} {{ '1_000' | int }} {{ '_1' | int }} {{ '0x1f' | int(base=0) }} {{ '12' | int(0, 0) }}",
+                "7 1000 0 31 12",
+            ),
+            ("{{ 'a' | float }} {{ ' 1.5 ' | float }} {{ 'a' | float(2.5) }} {{ 3 | float }}", "0.0 1.5 2.5 3.0"),
+        ] {
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
+        }
+        assert!(render("{{ absent | int }}").is_err() && render("{{ absent | float }}").is_err());
         assert!(render("{{ tools | length }}").is_err() && render("{{ 'a' | int(nonsense=1) }}").is_err());
     }
 

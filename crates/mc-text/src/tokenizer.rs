@@ -102,22 +102,24 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a prompt: those of a text, but without the EOS that some tokenizers put after every text, for nothing goes on after it.
+    /// The ids of a prompt: those of a text, but without what some tokenizers put after every text, such as EOS: nothing goes on after it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(prompt, true)?;
-        if ids.last().copied() == self.eos_token_id() && self.ends_texts()? {
-            ids.pop();
-        }
+        ids.truncate(ids.len() - self.ids_after_a_text()?.min(ids.len()));
         Ok(ids)
     }
 
-    /// Whether the tokenizer puts an EOS after every text, beside those that are written in it.
-    fn ends_texts(&self) -> Result<bool> {
+    /// How many ids the tokenizer puts after every text.
+    fn ids_after_a_text(&self) -> Result<usize> {
+        if self.shared.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false)) == 0 {
+            return Ok(0);
+        }
         let (text, whole) = (self.encode("a", false)?, self.encode("a", true)?);
-        Ok(text.last() != whole.last() && whole.last().copied() == self.eos_token_id())
+        let at = whole.windows(text.len().max(1)).rposition(|ids| ids == text);
+        Ok(at.map_or(0, |at| whole.len() - at - text.len()))
     }
 
     /// A text, or a pair of them, with the special tokens that the tokenizer puts around it and at most `limit` ids: what is

@@ -38,7 +38,7 @@ pub struct TrainingConfig {
     /// Steps from one evaluation to the next, at least 1; `None`: after each epoch. There is one after the last step.
     pub eval_every: Option<u64>,
     /// Steps from one checkpoint to the next, at least 1; `None`: no checkpoints. What a run goes on from is saved with each of them, or
-    /// as `autosave` says, and after the last step.
+    /// as `autosave` says, with each best evaluation so far, and after the last step.
     pub save_every: Option<u64>,
     /// Without `save_every`, the time from one save of what a run goes on from to the next, so that a crash costs no more than that; 2
     /// minutes by default.

@@ -86,8 +86,10 @@ pub trait Observer: Send {
     fn on_skip(&mut self, _metrics: &StepMetrics) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
-    /// The adapter was evaluated after `step`; `best` says whether none was better before.
-    fn on_eval(&mut self, _step: u64, _metrics: &EvalMetrics, _best: bool) {}
+    /// The adapter was evaluated after `step`; `best` says whether all before were worse. `Break` ends the run, with its state saved.
+    fn on_eval(&mut self, _step: u64, _metrics: &EvalMetrics, _best: bool) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
     /// The run after `step` was saved in `path`.
     fn on_save(&mut self, _step: u64, _path: &Path) {}
     /// It is over.
@@ -154,8 +156,9 @@ impl<W: Write + Send> Observer for JsonLines<W> {
         self.write(&Event::Skip(metrics));
         ControlFlow::Continue(())
     }
-    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) {
+    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) -> ControlFlow<()> {
         self.write(&Event::Eval { step, metrics, best });
+        ControlFlow::Continue(())
     }
     fn on_save(&mut self, step: u64, path: &Path) {
         self.write(&Event::Saved { step, path });

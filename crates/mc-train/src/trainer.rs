@@ -313,14 +313,20 @@ impl Trainer {
             }
             let last = metrics.step == run.total;
             let due = |every: Option<u64>| every.map_or(epoch_ends, |n| metrics.step.is_multiple_of(n));
+            let mut best = false;
             if last || due(self.config.eval_every) {
-                self.evaluate(run)?;
+                if stop {
+                    // Who ends the run may not have the time for an evaluation.
+                    self.save_run(run)?;
+                }
+                best = self.evaluate(run, &mut stop)?;
             }
             let save = match self.config.save_every {
                 None => saved.elapsed() >= self.config.autosave,
                 every => due(every),
             };
-            if last || stop || save {
+            // The best adapter is on disk, and so is what it is the best of.
+            if last || stop || best || save {
                 self.save_run(run)?;
                 saved = Instant::now();
             }
@@ -339,8 +345,9 @@ impl Trainer {
         batches.map(|rows| Batch::new(rows.iter().map(|i| &data.examples()[*i]))).collect()
     }
 
-    fn evaluate(&mut self, run: &mut Run) -> Result<()> {
-        let Some(valid) = run.valid else { return Ok(()) };
+    /// Whether it is the best so far.
+    fn evaluate(&mut self, run: &mut Run, stop: &mut bool) -> Result<bool> {
+        let Some(valid) = run.valid else { return Ok(false) };
         // Frozen, DoRA's norms are computed once and not for every batch.
         let adapter = self.adapter.freeze(&*self.model)?;
         let metrics = evaluate_with(&*self.objective, &*self.model, Some(&adapter), valid, self.config.batch_size)?;
@@ -353,8 +360,8 @@ impl Trainer {
             }
         }
         run.eval = Some(metrics);
-        self.tell(run, |o| o.on_eval(step, &metrics, best));
-        Ok(())
+        self.tell(run, |o| *stop |= o.on_eval(step, &metrics, best).is_break());
+        Ok(best)
     }
 
     fn tell(&mut self, run: &mut Run, mut event: impl FnMut(&mut dyn Observer)) {

@@ -8,6 +8,7 @@ use metal_candle::{
 };
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -100,13 +101,17 @@ enum Writer {
     Others,
 }
 
+fn is_unsupported(error: &checkpoint::Error) -> bool {
+    matches!(error, checkpoint::Error::Io { source, .. } if source.kind() == ErrorKind::Unsupported)
+}
+
 fn lock(dir: &Path) -> Result<Writer> {
     let run = dir.join("run");
     fs::create_dir_all(&run).map_err(|source| checkpoint::Error::Io { path: dir.into(), source })?;
     match Lock::take(run.join("lock")) {
         Ok(Some(lock)) => Ok(Writer::Us(Some(lock))),
         Ok(None) => Ok(Writer::Others),
-        Err(error) if run.join("lock").is_file() => {
+        Err(error) if is_unsupported(&error) => {
             tracing::warn!("{error}; another run into this directory would not be noticed");
             Ok(Writer::Us(None))
         }

@@ -1,6 +1,6 @@
 //! What the model says before and after: one sample for the eye, and exact answers counted where the data has them.
 
-use crate::source::Source;
+use crate::{global::Global, source::Source};
 use anyhow::Result;
 use metal_candle::{
     inference::{self, Generator, GeneratorConfig},
@@ -83,6 +83,17 @@ impl Asker {
         })
     }
 
+    /// What the model answers for the eye; `None`, with a reason for the person, if the request cannot be asked.
+    pub(crate) fn sample(&self, global: &Global, request: &Request) -> Result<Option<String>> {
+        match self.ask(request) {
+            Err(error) if is_no_prompt(&error) => {
+                global.say(format!("no sample is shown: {error:#}"));
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
+    }
+
     /// How many requests are answered exactly, but for spaces around.
     pub(crate) fn exact(&self, requests: &[Request]) -> Result<usize> {
         let mut exact = 0;
@@ -96,7 +107,7 @@ impl Asker {
 
 /// Whether a request cannot be asked, though its record may be good to train on: it has no first token, is longer than the context, or the
 /// template refuses a conversation that ends there.
-pub(crate) fn is_no_prompt(error: &anyhow::Error) -> bool {
+fn is_no_prompt(error: &anyhow::Error) -> bool {
     use inference::Error::{EmptyPrompt, NoChatTemplate, PromptTooLong, Text};
     matches!(error.downcast_ref(), Some(EmptyPrompt | NoChatTemplate | PromptTooLong { .. } | Text(_)))
 }

@@ -90,7 +90,7 @@ pub(crate) struct Settings {
     /// Steps between evaluations on valid.jsonl [default: once per epoch]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) eval_every: Option<u64>,
-    /// Steps between checkpoints [default: no checkpoints; what --resume goes on from is saved every two minutes]
+    /// Steps between checkpoints [default: no checkpoints; what --resume goes on from is saved every two minutes and with each best evaluation]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub(crate) save_every: Option<u64>,
 }

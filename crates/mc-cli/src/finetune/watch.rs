@@ -77,11 +77,18 @@ struct Interrupt;
 
 impl Observer for Interrupt {
     fn on_step(&mut self, _: &StepMetrics) -> ControlFlow<()> {
-        if INTERRUPTED.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        go_on()
     }
-    fn on_skip(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
-        self.on_step(metrics)
+    fn on_skip(&mut self, _: &StepMetrics) -> ControlFlow<()> {
+        go_on()
     }
+    fn on_eval(&mut self, _: u64, _: &EvalMetrics, _: bool) -> ControlFlow<()> {
+        go_on()
+    }
+}
+
+fn go_on() -> ControlFlow<()> {
+    if INTERRUPTED.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 fn evaluated(step: u64, metrics: &EvalMetrics, best: bool) -> String {
@@ -115,8 +122,9 @@ impl Observer for Bar {
         self.0.println(skipped(m));
         ControlFlow::Continue(())
     }
-    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) {
+    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) -> ControlFlow<()> {
         self.0.println(evaluated(step, metrics, best));
+        ControlFlow::Continue(())
     }
     fn on_end(&mut self, _: &metal_candle::training::TrainingMetrics) {
         self.0.finish_and_clear();
@@ -150,8 +158,9 @@ impl Observer for Lines {
         report::to_stderr(&skipped(m));
         ControlFlow::Continue(())
     }
-    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) {
+    fn on_eval(&mut self, step: u64, metrics: &EvalMetrics, best: bool) -> ControlFlow<()> {
         report::to_stderr(&evaluated(step, metrics, best));
+        ControlFlow::Continue(())
     }
     fn on_save(&mut self, step: u64, path: &Path) {
         tracing::info!("step {step}: saved {}", path.display());

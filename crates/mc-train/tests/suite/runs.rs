@@ -132,6 +132,40 @@ fn a_crash_loses_no_more_than_the_time_between_saves() {
     assert!(!files.output().join("run/checkpoints").exists());
 }
 
+/// The best adapter never lies there without the state that it is the best of.
+#[test]
+fn the_best_is_saved_with_what_the_run_goes_on_from() {
+    struct BreakInEvaluation;
+    impl Observer for BreakInEvaluation {
+        fn on_eval(&mut self, step: u64, _: &EvalMetrics, best: bool) -> ControlFlow<()> {
+            assert!(step == 2 && best, "no step and no evaluation after a break: {step}");
+            ControlFlow::Break(())
+        }
+    }
+    struct Crash;
+    impl Observer for Crash {
+        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
+            assert!(metrics.step < 3, "crash");
+            ControlFlow::Continue(())
+        }
+    }
+    let (train, valid) = (random_data(1, 7), random_data(2, 3));
+    let dir = tempfile::tempdir().unwrap();
+    let to = |name: &str| TrainingConfig {
+        output_dir: Some(dir.path().join(name)),
+        eval_every: Some(2),
+        autosave: std::time::Duration::MAX,
+        ..config(9)
+    };
+    let mut broken = trainer(to("broken")).with_observer(Box::new(BreakInEvaluation));
+    let metrics = broken.train_with_eval(&train, Some(&valid)).unwrap();
+    assert_eq!((metrics.steps, metrics.stopped), (2, true));
+    let mut crashing = trainer(to("crashed")).with_observer(Box::new(Crash));
+    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(&train, Some(&valid)).map(drop));
+    assert!(std::panic::catch_unwind(crash).is_err());
+    assert_same_files(&dir.path().join("broken"), &dir.path().join("crashed"));
+}
+
 /// Whatever is left of a run counts, and what says nothing does not.
 #[test]
 fn results_are_seen_before_they_are_replaced() {
@@ -304,8 +338,9 @@ fn observers_hear_everything_in_order() {
             self.add(format!("step {} in epoch {}", metrics.step, metrics.epoch));
             ControlFlow::Continue(())
         }
-        fn on_eval(&mut self, step: u64, _: &EvalMetrics, best: bool) {
+        fn on_eval(&mut self, step: u64, _: &EvalMetrics, best: bool) -> ControlFlow<()> {
             self.add(format!("eval {step} {}", if step == 2 { best } else { true }));
+            ControlFlow::Continue(())
         }
         fn on_save(&mut self, step: u64, _: &Path) {
             self.add(format!("save {step}"));
@@ -332,6 +367,7 @@ fn observers_hear_everything_in_order() {
             "step 1 in epoch 1",
             "step 2 in epoch 1",
             "eval 2 true",
+            "save 2",
             "step 3 in epoch 2",
             "step 4 in epoch 2",
             "eval 4 true",
