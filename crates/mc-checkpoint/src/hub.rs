@@ -102,20 +102,17 @@ impl HubConfig {
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name| var(name).filter(|v| !v.trim().is_empty());
         let yes = |v: String| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes" | "on");
+        let person = || std::env::home_dir().unwrap_or_default();
         // A `~` that no shell has replaced, as in a file of settings.
         let path = |name| {
             let given = PathBuf::from(set(name)?);
-            Some(
-                given
-                    .strip_prefix("~")
-                    .map(|rest| std::env::home_dir().unwrap_or_default().join(rest))
-                    .unwrap_or(given),
-            )
+            Some(match given.strip_prefix("~") {
+                Ok(rest) => person().join(rest),
+                Err(_) => given,
+            })
         };
-        let home = path("HF_HOME").unwrap_or_else(|| {
-            let cache = path("XDG_CACHE_HOME");
-            cache.unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache")).join("huggingface")
-        });
+        let home = path("HF_HOME")
+            .unwrap_or_else(|| path("XDG_CACHE_HOME").unwrap_or_else(|| person().join(".cache")).join("huggingface"));
         let file = |path: &Path| fs::read_to_string(path).ok();
         let token_path = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
         let asked_not_to = set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(yes);

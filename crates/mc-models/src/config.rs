@@ -501,6 +501,8 @@ mod tests {
         open["original_max_position_embeddings"] = Value::Null;
         assert_eq!(length(&json!({"rope_parameters": open, "original_max_position_embeddings": 64})), 64.0);
         assert_eq!(length(&json!({"rope_parameters": open, "max_position_embeddings": 96})), 96.0);
+        let nowhere = json!({"rope_parameters": open, "max_position_embeddings": null});
+        check_error(&with("llama", &nowhere), "`original_max_position_embeddings` is missing");
         let top = rope(&json!({"rope_parameters": llama3, "original_max_position_embeddings": 64}));
         assert!(
             matches!(top.scaling, RopeScaling::Llama3 { original_max_position_embeddings: length, .. } if length == 64.0)

@@ -112,8 +112,8 @@ fn of_sequence(value: Value, member: impl Fn(Value) -> Result<Value, Error>) -> 
     if value.is_undefined() { Ok(value) } else { member(value) }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
 /// In jinja what is no number is 0, or the default that is given.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands keyword arguments over by value")]
 fn int(state: &State, value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) -> Result<Value, Error> {
     let default = match default {
         None => named.get::<Option<Value>>("default")?.unwrap_or(Value::from(0)),

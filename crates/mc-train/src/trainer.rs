@@ -301,6 +301,7 @@ impl Trainer {
             if skipped == MAX_SKIPPED_IN_A_ROW {
                 let mut error = self.give_up(metrics.step)?;
                 if let Error::NonFinite { saved, .. } = &mut error {
+                    self.save_checkpoint(run)?;
                     *saved = self.save_run(run)?;
                 }
                 return Err(error);
@@ -325,6 +326,9 @@ impl Trainer {
                 None => saved.elapsed() >= self.config.autosave,
                 every => due(every),
             };
+            if last || stop || save {
+                self.save_checkpoint(run)?;
+            }
             // The best adapter is on disk, and so is what it is the best of.
             if last || stop || best || save {
                 self.save_run(run)?;

@@ -75,13 +75,18 @@ impl Trainer {
         Ok(save_checkpoint(&self.adapter, dir, Some(metadata))?)
     }
 
-    /// Saves everything, the state last: until it is there, the run goes on from the one before.
+    /// Saves the adapter as one of the checkpoints, if there are to be any.
+    pub(super) fn save_checkpoint(&self, run: &Run) -> Result<()> {
+        match &run.files {
+            Some(files) if self.config.save_every.is_some() => self.save(files.checkpoint(self.progress.step)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Saves adapter and state, the state last: until it is there, the run goes on from the one before.
     pub(super) fn save_run(&mut self, run: &mut Run) -> Result<Option<std::path::PathBuf>> {
         let Some(files) = run.files.clone() else { return Ok(None) };
         let step = self.progress.step;
-        if self.config.save_every.is_some() {
-            self.save(files.checkpoint(step))?;
-        }
         self.save(files.output())?;
         let meta = Meta {
             fingerprint: run.fingerprint.clone(),

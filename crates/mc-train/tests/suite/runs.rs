@@ -7,6 +7,8 @@ use mc_train::{
     evaluate,
 };
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fs,
     ops::ControlFlow,
     path::Path,
@@ -38,6 +40,20 @@ impl Observer for StopAfter {
     fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
         if metrics.step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
+}
+
+/// A run that dies in this step.
+fn crash_in_step(step: u64, config: TrainingConfig, train: &Dataset, valid: &Dataset) {
+    struct Crash(u64);
+    impl Observer for Crash {
+        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
+            assert!(metrics.step < self.0, "crash");
+            ControlFlow::Continue(())
+        }
+    }
+    let mut crashing = trainer(config).with_observer(Box::new(Crash(step)));
+    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(train, Some(valid)).map(drop));
+    assert!(std::panic::catch_unwind(crash).is_err());
 }
 
 #[test]
@@ -73,21 +89,12 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 /// A run that dies between two saves goes on from the last one, and its metrics have each step once.
 #[test]
 fn a_crash_loses_no_more_than_the_steps_since_the_last_save() {
-    struct Crash;
-    impl Observer for Crash {
-        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
-            assert!(metrics.step < 6, "crash");
-            ControlFlow::Continue(())
-        }
-    }
     let (train, valid) = (random_data(1, 7), random_data(2, 3));
     let dir = tempfile::tempdir().unwrap();
     let to = |name: &str| TrainingConfig { output_dir: Some(dir.path().join(name)), save_every: Some(4), ..config(9) };
     trainer(to("whole")).train_with_eval(&train, Some(&valid)).unwrap();
 
-    let mut crashing = trainer(to("crashed")).with_observer(Box::new(Crash));
-    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(&train, Some(&valid)).map(drop));
-    assert!(std::panic::catch_unwind(crash).is_err());
+    crash_in_step(6, to("crashed"), &train, &valid);
     let mut rest = trainer(to("crashed"));
     rest.resume().unwrap();
     assert_eq!(rest.steps(), 4);
@@ -95,6 +102,9 @@ fn a_crash_loses_no_more_than_the_steps_since_the_last_save() {
     let (whole, crashed) = (dir.path().join("whole"), dir.path().join("crashed"));
     assert_same_files(&whole, &crashed);
     assert_eq!(losses(&whole, "step"), losses(&crashed, "step"));
+    // Evaluations, every second step and better each time, save the run and are no checkpoints.
+    let saved = fs::read_dir(whole.join("run/checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(saved.collect::<BTreeSet<_>>(), ["4", "8", "9"].map(OsString::from).into());
     for step in [4, 8, 9] {
         let file = |output: &Path| fs::read(RunFiles::new(output).checkpoint(step).join("adapter_model.safetensors"));
         assert_eq!(file(&whole).unwrap(), file(&crashed).unwrap());
@@ -104,13 +114,6 @@ fn a_crash_loses_no_more_than_the_steps_since_the_last_save() {
 /// Without `save_every` the run is saved after some time, here none, and no checkpoint is kept.
 #[test]
 fn a_crash_loses_no_more_than_the_time_between_saves() {
-    struct Crash;
-    impl Observer for Crash {
-        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
-            assert!(metrics.step < 6, "crash");
-            ControlFlow::Continue(())
-        }
-    }
     let (train, valid) = (random_data(1, 7), random_data(2, 3));
     let dir = tempfile::tempdir().unwrap();
     let autosave = std::time::Duration::ZERO;
@@ -118,9 +121,7 @@ fn a_crash_loses_no_more_than_the_time_between_saves() {
     let files = RunFiles::new(dir.path().join("crashed"));
     assert!(!files.holds_results());
     trainer(to("whole")).train_with_eval(&train, Some(&valid)).unwrap();
-    let mut crashing = trainer(to("crashed")).with_observer(Box::new(Crash));
-    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(&train, Some(&valid)).map(drop));
-    assert!(std::panic::catch_unwind(crash).is_err());
+    crash_in_step(6, to("crashed"), &train, &valid);
     assert!(files.holds_results());
     let mut rest = trainer(to("crashed"));
     rest.resume().unwrap();
@@ -142,13 +143,6 @@ fn the_best_is_saved_with_what_the_run_goes_on_from() {
             ControlFlow::Break(())
         }
     }
-    struct Crash;
-    impl Observer for Crash {
-        fn on_step(&mut self, metrics: &StepMetrics) -> ControlFlow<()> {
-            assert!(metrics.step < 3, "crash");
-            ControlFlow::Continue(())
-        }
-    }
     let (train, valid) = (random_data(1, 7), random_data(2, 3));
     let dir = tempfile::tempdir().unwrap();
     let to = |name: &str| TrainingConfig {
@@ -160,9 +154,7 @@ fn the_best_is_saved_with_what_the_run_goes_on_from() {
     let mut broken = trainer(to("broken")).with_observer(Box::new(BreakInEvaluation));
     let metrics = broken.train_with_eval(&train, Some(&valid)).unwrap();
     assert_eq!((metrics.steps, metrics.stopped), (2, true));
-    let mut crashing = trainer(to("crashed")).with_observer(Box::new(Crash));
-    let crash = std::panic::AssertUnwindSafe(|| crashing.train_with_eval(&train, Some(&valid)).map(drop));
-    assert!(std::panic::catch_unwind(crash).is_err());
+    crash_in_step(3, to("crashed"), &train, &valid);
     assert_same_files(&dir.path().join("broken"), &dir.path().join("crashed"));
 }
 
