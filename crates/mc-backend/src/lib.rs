@@ -27,7 +27,7 @@ pub use computation::Computation;
 pub use device::DeviceExt;
 pub use graft::backward;
 pub use kernels::{scratch::KeptBuffers, search, tile::Arithmetic};
-pub use memory::{available_memory_bytes, is_memory_plentiful, peak_memory_bytes};
+pub use memory::{available_memory_bytes, is_memory_plentiful, peak_memory_bytes, shortage};
 pub use pool::{in_pool, let_candle_wait_asleep};
 pub use random::{Purpose, Stream};
 pub use tensor::TensorExt;

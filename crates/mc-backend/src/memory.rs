@@ -35,6 +35,20 @@ pub fn available_memory_bytes() -> Option<u64> {
     memory().map(|(_, available)| available)
 }
 
+/// What is said where so many bytes are to be taken and fewer are available, by [`available_memory_bytes`]; `None` if there is
+/// room for them, or the system does not say.
+///
+/// ```
+/// assert_eq!(mc_backend::shortage(3_000_000, Some(3_000_000)), None);
+/// let words = mc_backend::shortage(3_200_000_000, Some(1_000_000_000));
+/// assert_eq!(words.as_deref(), Some("3.2 GB of memory, expected at most the 1.0 GB that are free"));
+/// ```
+pub fn shortage(bytes: u64, available: Option<u64>) -> Option<String> {
+    let available = available.filter(|available| bytes > *available)?;
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    Some(format!("{:.1} GB of memory, expected at most the {:.1} GB that are free", gb(bytes), gb(available)))
+}
+
 /// Bytes there are, and those available.
 fn memory() -> Option<(u64, u64)> {
     #[cfg(target_os = "linux")]

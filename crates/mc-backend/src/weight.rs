@@ -349,6 +349,33 @@ impl Weight {
         }
     }
 
+    /// Up to `count` numbers on the diagonal from the first to the last, in `f32`: enough to tell one trained matrix from another.
+    ///
+    /// A matrix of another dtype than its file's stays unconverted.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn sample(&self, count: usize) -> Result<Vec<f32>> {
+        let count = count.min(self.rows.max(self.cols));
+        let places = (0..count).map(|i| (i * self.rows / count, i * self.cols / count));
+        let numbers = match &self.data {
+            Data::Bytes(owner, range) => Elements::new(&owner.bytes()[range.clone()], self.dtype),
+            Data::Converted(from) => Elements::new(&from.owner.bytes()[from.range.clone()], from.found),
+            Data::Tensor(t) => {
+                let rows = Tensor::from_iter(places.clone().map(|(row, _)| row as u32), t.device())?;
+                let rows = t.index_select(&rows, 0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+                return Ok(rows.iter().zip(places).map(|(row, (_, col))| row[col]).collect());
+            }
+        };
+        let Some(numbers) = numbers else { bail!("{self:?} has no numbers that the kernels read") };
+        let rounded = |x: f32| match self.dtype {
+            DType::BF16 => bf16::from_f32(x).to_f32(),
+            DType::F16 => f16::from_f32(x).to_f32(),
+            _ => x,
+        };
+        Ok(places.map(|(row, col)| rounded(numbers.get(row * self.cols + col))).collect())
+    }
+
     /// The sum of squares of each row, in `f32`, shape `(rows)`.
     pub fn row_square_sums(&self) -> Result<Tensor> {
         match self.elements() {
@@ -519,6 +546,28 @@ mod tests {
         // Of a dtype that no kernel reads.
         let double = Weight::from_tensor(&x.to_dtype(DType::F64)?)?;
         assert!(double.elements().is_none() && double.with_dtype(DType::BF16)?.elements().is_some());
+        Ok(())
+    }
+
+    /// However the matrix is kept, and whatever its dtype was in the file.
+    #[test]
+    fn a_sample_is_of_the_numbers_that_the_matrix_has() -> Result<()> {
+        let x = mc_testkit::random(5, (3, 7), DType::F32);
+        let sample = |w: &Weight, n| w.sample(n);
+        let weight = Weight::from_tensor(&x)?;
+        let rows = x.to_vec2::<f32>()?;
+        let diagonal: Vec<f32> = (0..7).map(|i| rows[i * 3 / 7][i]).collect();
+        assert_eq!(sample(&weight, 100)?, diagonal);
+        assert_eq!(sample(&weight, 2)?, [rows[0][0], rows[1][3]]);
+        let half = Weight::from_tensor(&x.to_dtype(DType::BF16)?)?;
+        let expected = sample(&half, 100)?;
+        assert!(expected != diagonal);
+        let converted = weight.clone().with_dtype(DType::BF16)?;
+        assert_eq!(sample(&converted, 100)?, expected);
+        let Data::Converted(data) = &converted.data else { panic!("not converted") };
+        assert!(data.made.get().is_none());
+        assert_eq!(sample(&half.plain(DType::BF16)?, 100)?, expected);
+        assert_eq!(sample(&half.with_dtype(DType::F32)?, 100)?, expected);
         Ok(())
     }
 

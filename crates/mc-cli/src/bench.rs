@@ -1,25 +1,21 @@
 //! `metal-candle bench`: how fast this machine runs a model, and how much memory that takes. It times the engine and
 //! the trainer that the other commands use, on random tokens: speed does not depend on which. Knows no peers.
 
+mod measured;
 mod texts;
 
-use crate::{
-    failure::wrong,
-    finetune::targets,
-    global::Global,
-    report,
-    source::{self, open_decoder},
-};
+use crate::{failure::wrong, finetune::targets, global::Global, source::open_decoder};
 use anyhow::Result;
+use measured::{Report, Spread};
 use metal_candle::{
-    backend::{DeviceExt, Purpose, Stream},
+    backend::{Purpose, Stream},
     inference::{KVCache, KVCacheConfig, SamplingStrategy, TokenOptions, generate_tokens, sample_token},
     lora::{LoRAAdapter, LoRAAdapterConfig},
     models::{CausalLM, Model, ModelConfig, Pass},
     prelude::DType,
-    training::{Batch, Example, LRScheduler, Trainer, TrainingConfig, peak_memory_bytes},
+    training::{Batch, Example, LRScheduler, Trainer, TrainingConfig},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use std::time::{Duration, Instant};
 
 /// Measure tokens per second and memory on this machine
@@ -246,82 +242,4 @@ fn next_token(model: &dyn CausalLM, ids: &[u32]) -> Result<u32> {
 
 fn per_second(tokens: usize, time: Duration) -> f64 {
     tokens as f64 / time.as_secs_f64().max(1e-9)
-}
-
-/// The middle of several values, and how far they lie apart.
-struct Spread {
-    median: f64,
-    lowest: f64,
-    highest: f64,
-}
-
-impl Spread {
-    /// Of two in the middle their mean; `None` of no values.
-    fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (lowest, highest) = (*values.first()?, *values.last()?);
-        let n = values.len();
-        Some(Self { median: f64::midpoint(values[(n - 1) / 2], values[n / 2]), lowest, highest })
-    }
-}
-
-/// What was measured.
-struct Report {
-    mode: &'static str,
-    /// Key, words and values; nothing where there was nothing to time.
-    speeds: Vec<(&'static str, String, Option<Spread>)>,
-    facts: Map<String, Value>,
-}
-
-impl Report {
-    fn tell(self, global: &Global, model: &Model, name: &str) -> Result<()> {
-        let device = model.device().info().description;
-        let memory = peak_memory_bytes();
-        if !global.json {
-            report::line(&format!("{name} on {}", source::computation(model.device(), model.computation())))?;
-            report::line(&format!("{:<34} {:>10}   lowest to highest", "tokens per second", "median"))?;
-            for (_, what, spread) in &self.speeds {
-                if let Some(Spread { median, lowest, highest }) = spread {
-                    report::line(&format!("{what:<34} {median:>10.1}   {lowest:.1} to {highest:.1}"))?;
-                }
-            }
-            let number = |key: &str| self.facts.get(key).and_then(Value::as_f64);
-            if let Some(seconds) = number("first_token_seconds") {
-                report::line(&format!("{:<34} {seconds:>10.2} s", "start to first token"))?;
-            }
-            if let (Some(first), Some(last)) = (number("first_loss"), number("last_loss")) {
-                report::line(&format!("{:<34} {first:>10.4} → {last:.4}", "loss, first → last step"))?;
-            }
-            return memory.map_or(Ok(()), |n| report::line(&format!("{:<34} {:>10}", "peak memory", report::bytes(n))));
-        }
-        let mut all = json!({
-            "mode": self.mode, "model": name, "device": device, "dtype": format!("{:?}", model.head().dtype()).to_lowercase(),
-            "prefill_tokens_per_second": null, "decode_tokens_per_second": null, "train_tokens_per_second": null,
-            "peak_memory_bytes": memory,
-        });
-        for (key, _, spread) in &self.speeds {
-            if let Some(Spread { median, lowest, highest }) = spread {
-                all[format!("{key}_tokens_per_second")] = json!(median);
-                all[format!("{key}_range")] = json!([lowest, highest]);
-            }
-        }
-        for (key, value) in self.facts {
-            all[key] = value;
-        }
-        report::json(&all)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_whatever_the_order() {
-        let of = |values: &[f64]| Spread::of(values.to_vec()).map(|s| (s.median, s.lowest, s.highest));
-        assert_eq!(of(&[3.0, 1.0, 100.0]), Some((3.0, 1.0, 100.0)));
-        assert_eq!(of(&[4.0, 1.0, 2.0, 100.0]), Some((3.0, 1.0, 100.0)));
-        assert_eq!(of(&[7.0]), Some((7.0, 7.0, 7.0)));
-        assert_eq!(of(&[]), None);
-    }
 }

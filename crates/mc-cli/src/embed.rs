@@ -1,17 +1,16 @@
 //! `metal-candle embed`: lines in, vectors out.
 
-use crate::{failure::wrong, global::Global, report, source};
-use anyhow::{Context, Result};
+use crate::{failure::wrong, global::Global, lines::Lines, npy, report, source};
+use anyhow::Result;
 use indicatif::ProgressBar;
 use metal_candle::{
-    checkpoint::{self, write_atomic},
-    embeddings::{self, EmbeddingModel, EncodeOptions, Prompt},
+    checkpoint::write_atomic,
+    embeddings::{EmbeddingModel, EncodeOptions, Prompt},
 };
 use same_file::Handle;
 use serde_json::json;
 use std::{
-    fs::File,
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -54,7 +53,7 @@ pub(crate) struct Args {
 pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let mut lines = Lines::open(&args.input)?;
     if args.output.as_deref().is_some_and(|output| is_input(&args.input, output)) {
-        return Err(wrong(format!("{} is the input", lines.name), "name another file with --output"));
+        return Err(wrong(format!("{} is the input", lines.name()), "name another file with --output"));
     }
     let dir = source::open_dir(global, Some(&args.model))?;
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
@@ -152,7 +151,7 @@ impl Work<'_> {
         let mut failure = None;
         let written = write_atomic(path, |file| {
             // How many rows there are is known at the end.
-            file.write_all(&npy_header(0, width))?;
+            file.write_all(&npy::header(0, width))?;
             let result = self.each(lines, &mut |row| {
                 row.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()))?;
                 Ok(true)
@@ -162,7 +161,7 @@ impl Work<'_> {
                 return Err(io::Error::other("the vectors were not computed"));
             }
             file.seek(SeekFrom::Start(0))?;
-            file.write_all(&npy_header(self.lines, width))
+            file.write_all(&npy::header(self.lines, width))
         });
         match failure {
             Some(error) => Err(error),
@@ -171,92 +170,14 @@ impl Work<'_> {
     }
 }
 
-/// What a .npy file of version 1 begins with: 128 bytes, whatever the numbers.
-fn npy_header(rows: u64, width: usize) -> Vec<u8> {
-    const LENGTH: usize = 128;
-    let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
-    let mut header = b"\x93NUMPY\x01\x00".to_vec();
-    header.extend(((LENGTH - 10) as u16).to_le_bytes());
-    header.extend(dict.bytes());
-    header.resize(LENGTH - 1, b' ');
-    header.push(b'\n');
-    header
-}
-
 /// Lines that are read before any is computed: enough to find some of similar length.
 const AT_ONCE: usize = 4096;
 /// Bytes of them, beyond which no other line is read.
 const AT_ONCE_BYTES: usize = 16 << 20;
-/// Bytes of a line, without what ends it. All of it is tokenized, which takes about 100 times as much memory.
-const LONGEST: u64 = 4 << 20;
-/// Bytes of what ends a line, at most.
-const ENDS: u64 = 2;
-
-/// The lines of a file or of stdin.
-pub(crate) struct Lines {
-    name: String,
-    reader: Box<dyn BufRead>,
-    read: usize,
-}
-
-impl Lines {
-    pub(crate) fn open(input: &str) -> Result<Self> {
-        if input == "-" {
-            return Ok(Self { name: "stdin".into(), reader: Box::new(io::stdin().lock()), read: 0 });
-        }
-        if Path::new(input).is_dir() {
-            return Err(wrong(format!("{input} is a directory"), "name a file of lines"));
-        }
-        let file = File::open(input).map_err(|source| checkpoint::Error::Io { path: input.into(), source })?;
-        Ok(Self { name: input.into(), reader: Box::new(BufReader::new(file)), read: 0 })
-    }
-
-    /// Up to so many lines without what ends them, and none at the end. No more are read once they have this many bytes.
-    pub(crate) fn next(&mut self, most: usize, bytes: usize) -> Result<Vec<String>> {
-        let (mut lines, mut held) = (vec![], 0);
-        while lines.len() < most && held < bytes {
-            let mut line = vec![];
-            let mut reader = self.reader.by_ref().take(LONGEST + ENDS);
-            if reader.read_until(b'\n', &mut line).with_context(|| self.name.clone())? == 0 {
-                break;
-            }
-            self.read += 1;
-            if line.last() == Some(&b'\n') {
-                line.pop();
-                if line.last() == Some(&b'\r') {
-                    line.pop();
-                }
-            }
-            if line.len() as u64 > LONGEST {
-                let what = format!("{}, line {}: longer than {} MiB", self.name, self.read, LONGEST >> 20);
-                return Err(wrong(what, "cut it into parts first; a model reads the beginning alone"));
-            }
-            held += line.len();
-            lines.push(String::from_utf8(line).map_err(|error| {
-                let at = error.utf8_error().valid_up_to() + 1;
-                let what = format!("{}, line {}: not UTF-8 at byte {at}", self.name, self.read);
-                wrong(what, "convert the text first, for example with iconv -f latin1 -t utf-8")
-            })?);
-        }
-        Ok(lines)
-    }
-
-    /// An error of the texts after the first `before` lines; where it names a text, that becomes a line.
-    pub(crate) fn named(&self, error: embeddings::Error, before: u64) -> anyhow::Error {
-        use embeddings::Error::{NotFinite, TokenId};
-        let (NotFinite { text } | TokenId { text, .. }) = error else { return error.into() };
-        let line = format!("{}, line {}", self.name, before + text as u64 + 1);
-        wrong(error.to_string().replacen(&format!("text {text}"), &line, 1), error.hint().unwrap_or_default())
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn lines(text: Vec<u8>) -> Lines {
-        Lines { name: "stdin".into(), reader: Box::new(io::Cursor::new(text)), read: 0 }
-    }
 
     #[derive(clap::Parser)]
     struct Call {
@@ -277,42 +198,5 @@ mod tests {
         check("--prompt query", prompt(Prompt::Named("query")));
         check("--dimensions 5", EncodeOptions { dimensions: Some(5), ..EncodeOptions::default() });
         check("--batch-tokens 7", EncodeOptions { batch_tokens: Some(7), ..EncodeOptions::default() });
-    }
-
-    /// What ends a line is no part of it, and so not of its length.
-    #[test]
-    fn a_line_may_be_as_long_as_the_longest() {
-        for end in ["", "\n", "\r\n"] {
-            let of =
-                |length: u64| lines([vec![b'x'; length as usize], end.as_bytes().to_vec(), b"y".to_vec()].concat());
-            let read = of(LONGEST - u64::from(end.is_empty())).next(9, usize::MAX).unwrap();
-            let (first, rest) = read.split_first().unwrap();
-            assert_eq!((first.len() as u64, rest.len()), (LONGEST, usize::from(!end.is_empty())), "{end:?}");
-            let error = of(LONGEST + 1).next(9, usize::MAX).unwrap_err().to_string();
-            assert_eq!(error, "stdin, line 1: longer than 4 MiB", "{end:?}");
-        }
-        // A carriage return that ends nothing counts.
-        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).next(9, usize::MAX).unwrap_err();
-        assert_eq!(error.to_string(), "stdin, line 1: longer than 4 MiB");
-    }
-
-    /// So that memory has a bound.
-    #[test]
-    fn few_long_lines_are_held_at_once() {
-        let long = [vec![b'x'; LONGEST as usize - 1], b"\n".to_vec()].concat();
-        let mut lines = lines([long.repeat(7), b"a\nb\n".to_vec()].concat());
-        // Four are four bytes less than 16 MiB.
-        let counts: Vec<_> = (0..4).map(|_| lines.next(AT_ONCE, AT_ONCE_BYTES).unwrap().len()).collect();
-        assert_eq!(counts, [5, 4, 0, 0]);
-        assert_eq!(lines.read, 9);
-    }
-
-    #[test]
-    fn a_header_has_one_size_and_says_the_shape() {
-        for rows in [0, 7, u64::MAX] {
-            let header = npy_header(rows, 1024);
-            assert_eq!((header.len(), header[127]), (128, b'\n'));
-            assert!(String::from_utf8_lossy(&header).contains(&format!("'shape': ({rows}, 1024), }}")));
-        }
     }
 }

@@ -3,8 +3,8 @@
 use crate::{
     failure::wrong,
     global::Global,
+    indexed::{from_here, model_name, model_of, open},
     report,
-    search::{from_here, model_name, model_of, open},
 };
 use anyhow::Result;
 use indicatif::ProgressBar;

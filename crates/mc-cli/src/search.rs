@@ -1,17 +1,19 @@
 //! `metal-candle search`: the chunks of an index that are nearest to a question.
 
-use crate::{failure::wrong, global::Global, report, source};
+use crate::{
+    failure::wrong,
+    global::Global,
+    indexed::{from_here, model_of},
+    report,
+};
 use anyhow::Result;
 use metal_candle::embeddings::{
-    EmbeddingModel, EncodeOptions, Prompt,
+    EncodeOptions, Prompt,
     documents::{DocumentIndex, Found, TextModel},
     index::Error,
 };
 use serde::Serialize;
-use std::{
-    fmt::Write,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write, path::PathBuf};
 
 /// Find what indexed documents say about something
 #[derive(clap::Args)]
@@ -77,38 +79,6 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The model of an index, and its name; `asked` is where it is now.
-pub(crate) fn model_of(
-    global: &Global,
-    index: &DocumentIndex,
-    asked: Option<&str>,
-) -> Result<(String, EmbeddingModel)> {
-    let known = Path::new(&index.vectors().config().model);
-    if asked.is_none() && known.is_absolute() && !known.exists() {
-        let what = format!("{}: its model {} is not there", index.vectors().dir().display(), known.display());
-        return Err(wrong(what, "if it has moved, say where it is with --model"));
-    }
-    let name = asked.map_or_else(|| index.vectors().config().model.clone(), model_name);
-    let model = open(global, &name)?;
-    Ok((name, model))
-}
-
-/// What an index calls a model: a directory by its whole path, so that it is found from anywhere.
-pub(crate) fn model_name(name: &str) -> String {
-    let whole = Path::new(name).canonicalize().ok();
-    whole.map_or(name.into(), |path| path.display().to_string())
-}
-
-/// An embedding model, with the device and dtype asked for. What it does is said if some of that is assumed.
-pub(crate) fn open(global: &Global, name: &str) -> Result<EmbeddingModel> {
-    let dir = source::open_dir(global, Some(name))?;
-    let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
-    if model.assumes_pooling() {
-        global.say(model.describe());
-    }
-    Ok(model)
-}
-
 /// The first lines of a text, indented, each cut to the width of a page.
 fn beginning(text: &str) -> String {
     const LINES: usize = 3;
@@ -121,10 +91,4 @@ fn beginning(text: &str) -> String {
         let _ = writeln!(beginning, "       {cut}{dots}");
     }
     beginning
-}
-
-/// A path as it is named from the current directory, if it is below.
-pub(crate) fn from_here(path: &Path) -> String {
-    let here = std::env::current_dir().and_then(|here| here.canonicalize());
-    here.ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display().to_string()
 }

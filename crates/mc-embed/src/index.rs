@@ -202,7 +202,7 @@ impl VectorIndex {
             let what = format!("the query has {} dimensions, expected {d}", query.len());
             return Err(Error::argument(what, "make the query with the model of the index"));
         }
-        self.rows.search(&normalised(query, d)?, k)
+        self.rows.search(&unit_vectors(query, d)?, k)
     }
 
     /// The record of a row.
@@ -305,7 +305,7 @@ impl VectorIndex {
             let what = format!("{} records for {rows} vectors", new.records.len());
             return Err(Error::argument(what, "pass one record for each vector, or none"));
         }
-        let vectors = normalised(new.vectors, dimensions)?;
+        let vectors = unit_vectors(new.vectors, dimensions)?;
         let new = NewRows { vectors: &vectors, records: new.records };
         let manifest = self.manifest.next(plan.len());
         rows::write(&manifest.rows_file(&self.dir), (dimensions, dtype), plan, Some(&self.rows), &new, notes)?;
@@ -335,7 +335,7 @@ impl VectorIndex {
         if known.is_empty() {
             return Ok(());
         }
-        let (a, b) = (normalised(known, known.len())?, normalised(fingerprint, known.len())?);
+        let (a, b) = (unit_vectors(known, known.len())?, unit_vectors(fingerprint, known.len())?);
         let cosine: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
         if cosine >= SAME_MODEL {
             return Ok(());
@@ -352,7 +352,7 @@ impl fmt::Debug for VectorIndex {
 }
 
 /// Vectors of length 1; those of length 0 stay as they are.
-fn normalised(vectors: &[f32], dimensions: usize) -> Result<Vec<f32>> {
+fn unit_vectors(vectors: &[f32], dimensions: usize) -> Result<Vec<f32>> {
     if let Some(i) = vectors.iter().position(|x| !x.is_finite()) {
         let what = format!("vector {} has a number that is not finite: {}", i / dimensions, vectors[i]);
         return Err(Error::argument(what, "look at what the model was given"));

@@ -31,4 +31,3 @@ pub use cross_encoder::{CrossEncoder, Ranked};
 pub use embedding_model::{Embedded, EmbeddingModel, EncodeOptions, Progress, Prompt};
 pub use error::{Error, Result};
 pub use known::{EmbeddingModelType, ModelSource};
-pub use pooling::PoolingMode;

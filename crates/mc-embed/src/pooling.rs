@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 /// How the vector of a text is made of those of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolingMode {
+pub(crate) enum PoolingMode {
     /// That of the first token.
     Cls,
     /// The largest number of each dimension.
@@ -25,7 +25,7 @@ impl PoolingMode {
         [Self::Cls, Self::Max, Self::Mean, Self::MeanSqrtLen, Self::WeightedMean, Self::LastToken];
 
     /// Its name in `pooling_mode`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cls => "cls",
             Self::Max => "max",

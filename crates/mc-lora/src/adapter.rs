@@ -31,17 +31,10 @@ fn check_room(parameters: usize, available: Option<u64>) -> Result<()> {
     /// In `f32`: the value, the optimizer's, its two moments, the gradient.
     const BYTES: u64 = 5 * 4;
     let needed = (parameters as u64).saturating_mul(BYTES);
-    match available.filter(|available| needed > *available) {
-        None => Ok(()),
-        Some(available) => {
-            let mb = |bytes: u64| bytes as f64 / 1e6;
-            let (needed, available) = (mb(needed), mb(available));
-            let problem = format!(
-                "makes {parameters} parameters, which take {needed:.1} MB to train, expected at most the {available:.1} MB that are free"
-            );
-            Err(Error::config("rank", problem))
-        }
-    }
+    let too_much = |short| {
+        Err(Error::config("rank", format!("makes {parameters} parameters; training them takes at least {short}")))
+    };
+    mc_backend::shortage(needed, available).map_or(Ok(()), too_much)
 }
 
 impl LoRAAdapter {
@@ -271,7 +264,7 @@ mod tests {
     fn more_parameters_than_memory_are_refused_before_it_is_taken() {
         assert!(check_room(1000, Some(20_000)).is_ok() && check_room(usize::MAX, None).is_ok());
         let error = check_room(36_037_459_968, Some(24_000_000_000)).unwrap_err().to_string();
-        let expected = "`rank` makes 36037459968 parameters, which take 720749.2 MB to train, expected at most the 24000.0 MB that are free";
+        let expected = "`rank` makes 36037459968 parameters; training them takes at least 720.7 GB of memory, expected at most the 24.0 GB that are free";
         assert_eq!(error, expected);
         assert!(check_room(1001, Some(20_000)).is_err() && check_room(usize::MAX, Some(u64::MAX - 1)).is_err());
         // What is counted before is what there is after.

@@ -2,7 +2,6 @@
 
 use tokenizers::DecoderWrapper;
 
-use crate::error::one_line;
 use crate::{Error, Result, Tokenizer};
 
 /// Turns ids that come one by one into text, each piece as soon as it is certain.
@@ -107,9 +106,9 @@ impl Detokenizer {
             None if self.started => self.anchor(),
             None => None,
         };
-        let before = self.decode(context.as_slice())?;
+        let before = self.tokenizer.decode(context.as_slice(), false)?;
         let both: Vec<u32> = context.into_iter().chain([id]).collect();
-        let text = self.decode(&both)?;
+        let text = self.tokenizer.decode(&both, false)?;
         let added = text.strip_prefix(before.as_str()).ok_or_else(|| Error::Decode {
             file: self.tokenizer.file().to_path_buf(),
             reason: format!("token {id} changes the text of the token before it"),
@@ -122,13 +121,6 @@ impl Detokenizer {
     /// A byte token with a character of its own.
     fn anchor(&self) -> Option<u32> {
         self.tokenizer.token_to_id("<0x41>")
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer
-            .inner()
-            .decode(ids, false)
-            .map_err(|error| Error::Decode { file: self.tokenizer.file().to_path_buf(), reason: one_line(error) })
     }
 }
 

@@ -123,6 +123,7 @@ impl Error {
                 "a model directory holds tokenizer.json; is this the right directory?"
             }
             Self::Malformed { .. } => "the file may be truncated, download it again",
+            Self::Encode { .. } | Self::Decode { .. } => "the tokenizer's files may be damaged, download them again",
             Self::TemplateRaised { .. } | Self::TemplateRender { .. } => {
                 "the template decides which roles, orders and fields a conversation may have"
             }

@@ -18,6 +18,7 @@ mod config;
 mod detokenizer;
 mod error;
 mod files;
+mod guard;
 mod jinja;
 mod json;
 mod stop;

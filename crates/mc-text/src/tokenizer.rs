@@ -11,6 +11,7 @@ use tokenizers::{AddedToken, PostProcessor, TruncationDirection, TruncationParam
 
 use crate::config::TokenizerConfig;
 use crate::error::one_line;
+use crate::guard::guarded;
 use crate::{Detokenizer, Error, Result, TokenizerFiles, tokenizer_json};
 
 /// A tokenizer with its special tokens; a clone shares everything.
@@ -79,14 +80,17 @@ impl Tokenizer {
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
         let file = files.directory.join("tokenizer.json");
         let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
-        let mut tokenizer = tokenizer_json::read(&files.tokenizer_json)
+        let mut tokenizer = guarded(|| tokenizer_json::read(&files.tokenizer_json))
             .map_err(|error| not_a_tokenizer(&file, &files.tokenizer_json, error))?;
 
         let config = TokenizerConfig::parse(files)?;
         // What the configuration says of an added token goes over what tokenizer.json says.
-        tokenizer.add_tokens(config.added_tokens.iter().cloned()).map_err(malformed)?;
-        let missing = missing_special_tokens(&tokenizer, &config);
-        tokenizer.add_tokens(missing).map_err(malformed)?;
+        guarded(|| {
+            tokenizer.add_tokens(config.added_tokens.iter().cloned())?;
+            let missing = missing_special_tokens(&tokenizer, &config);
+            tokenizer.add_tokens(missing)
+        })
+        .map_err(malformed)?;
 
         let named_tokens = config.named_tokens.into_iter().map(|(name, token)| (name, token.content)).collect();
         Ok(Self { shared: Arc::new(Shared { file, tokenizer, named_tokens }) })
@@ -97,9 +101,7 @@ impl Tokenizer {
     /// Special tokens written out in `text` become their ids. A rendered chat template has them all: encode it with
     /// `add_special_tokens` false.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding =
-            self.shared.tokenizer.encode_fast(text, add_special_tokens).map_err(|e| self.cannot_encode(e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_by(|tokenizer| Ok(tokenizer.encode_fast(text, add_special_tokens)?.get_ids().to_vec()))
     }
 
     /// The ids of a prompt: those of a text, but without what some tokenizers put after every text, such as EOS: nothing goes on after it.
@@ -125,26 +127,27 @@ impl Tokenizer {
     /// A text, or a pair of them, with the special tokens that the tokenizer puts around it and at most `limit` ids: what is
     /// too much is cut off `text` and `pair`, of the longer one first, never off the special tokens.
     pub fn encode_within(&self, text: &str, pair: Option<&str>, limit: usize, side: CutSide) -> Result<Encoded> {
-        let tokenizer = &self.shared.tokenizer;
-        let plain = |text: &str| tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(e));
-        let (mut first, mut second) = (plain(text)?, pair.map(plain).transpose()?);
-        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair.is_some()));
-        let room = limit.saturating_sub(special);
-        let cut = first.len() + second.as_ref().map_or(0, tokenizers::Encoding::len) > room;
-        if cut {
-            let direction = match side {
-                CutSide::End => TruncationDirection::Right,
-                CutSide::Start => TruncationDirection::Left,
-            };
-            let params = TruncationParams { max_length: room, direction, ..TruncationParams::default() };
-            (first, second) = truncate_encodings(first, second, &params).map_err(|e| self.cannot_encode(e))?;
-            // What was cut off would be given its special tokens too.
-            for part in std::iter::once(&mut first).chain(&mut second) {
-                part.take_overflowing();
+        self.encode_by(|tokenizer| {
+            let mut first = tokenizer.encode_fast(text, false)?;
+            let mut second = pair.map(|pair| tokenizer.encode_fast(pair, false)).transpose()?;
+            let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair.is_some()));
+            let room = limit.saturating_sub(special);
+            let cut = first.len() + second.as_ref().map_or(0, tokenizers::Encoding::len) > room;
+            if cut {
+                let direction = match side {
+                    CutSide::End => TruncationDirection::Right,
+                    CutSide::Start => TruncationDirection::Left,
+                };
+                let params = TruncationParams { max_length: room, direction, ..TruncationParams::default() };
+                (first, second) = truncate_encodings(first, second, &params)?;
+                // What was cut off would be given its special tokens too.
+                for part in std::iter::once(&mut first).chain(&mut second) {
+                    part.take_overflowing();
+                }
             }
-        }
-        let encoding = tokenizer.post_process(first, second, true).map_err(|e| self.cannot_encode(e))?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec(), cut })
+            let encoding = tokenizer.post_process(first, second, true)?;
+            Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec(), cut })
+        })
     }
 
     /// The same tokenizer for texts in lower case, whatever it does to them besides.
@@ -163,22 +166,22 @@ impl Tokenizer {
     /// `ranges`, as [`ChatTemplate::render_with_assistant_ranges`](crate::ChatTemplate::render_with_assistant_ranges)
     /// gives them (ascending, apart).
     pub fn encode_with_mask(&self, text: &str, ranges: &[Range<usize>]) -> Result<(Vec<u32>, Vec<bool>)> {
-        let encoding = self.shared.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(e))?;
         let covered = |&(start, end): &(usize, usize)| {
             // A byte-level tokenizer trims white space off its offsets: a token of nothing else is left empty, at its end.
             let start = start.min(end.saturating_sub(1));
             let next = ranges.partition_point(|range| range.end <= start);
             ranges.get(next).is_some_and(|range| range.start < end)
         };
-        let mask = encoding.get_offsets().iter().map(covered).collect();
-        Ok((encoding.get_ids().to_vec(), mask))
+        self.encode_by(|tokenizer| {
+            let encoding = tokenizer.encode(text, false)?;
+            let mask = encoding.get_offsets().iter().map(covered).collect();
+            Ok((encoding.get_ids().to_vec(), mask))
+        })
     }
 
     /// The text of `ids`, with or without special tokens; ids outside the vocabulary have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.shared
-            .tokenizer
-            .decode(ids, skip_special)
+        guarded(|| self.shared.tokenizer.decode(ids, skip_special))
             .map_err(|error| Error::Decode { file: self.shared.file.clone(), reason: one_line(error) })
     }
 
@@ -273,8 +276,10 @@ impl Tokenizer {
         &self.shared.file
     }
 
-    fn cannot_encode(&self, error: tokenizers::Error) -> Error {
-        Error::Encode { file: self.shared.file.clone(), reason: one_line(error) }
+    /// What the library makes of a text.
+    fn encode_by<T>(&self, work: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
+        guarded(|| work(&self.shared.tokenizer))
+            .map_err(|error| Error::Encode { file: self.shared.file.clone(), reason: one_line(error) })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    fingerprint::hash,
     record::{Kind, Reader},
 };
 use mc_text::{ChatTemplate, Tokenizer};
@@ -203,15 +204,14 @@ impl Dataset {
         }
     }
 
-    /// A number that differs between data sets: FNV-1a over all tokens and marks.
+    /// A number that differs between data sets: of all tokens and marks.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut mix = |value: u64| hash = (hash ^ value).wrapping_mul(0x0000_0100_0000_01b3);
-        for example in &self.examples {
-            mix(example.ids.len() as u64);
-            example.ids.iter().zip(&example.supervised).for_each(|(id, s)| mix(u64::from(*id) << 1 | u64::from(*s)));
-        }
-        hash
+        let marked = |(id, supervised): (&u32, &bool)| u64::from(*id) << 1 | u64::from(*supervised);
+        let values = |e: &Example| {
+            let tokens = e.ids.iter().zip(&e.supervised).map(marked);
+            std::iter::once(e.ids.len() as u64).chain(tokens).collect::<Vec<_>>()
+        };
+        hash(self.examples.iter().flat_map(values))
     }
 
     fn push(&mut self, mut example: Example, max_seq_len: usize) {

@@ -45,6 +45,14 @@ pub enum Error {
         /// What it may be.
         expected: &'static str,
     },
+    /// A batch that the machine has no memory for.
+    #[error("a batch of {tokens} tokens takes at least {short}")]
+    Memory {
+        /// Its tokens, padding included.
+        tokens: usize,
+        /// How much memory that is, and how much there is.
+        short: String,
+    },
     /// Parameters that a loss does not depend on: training would leave them as they are without a word.
     #[error("no gradient reaches {}", list(names))]
     NoGradient {
@@ -111,6 +119,10 @@ impl Error {
                 std::io::ErrorKind::StorageFull => Some("free some space on that disk".into()),
                 _ => None,
             },
+            Self::Memory { .. } => Some(
+                "take fewer records at a time, or cut them shorter; accumulating gradients makes up for small batches"
+                    .into(),
+            ),
             Self::Config { .. } | Self::Tensor(_) => None,
         }
     }

@@ -1,7 +1,7 @@
 //! The loss of a model on data, without training. Knows no optimizer.
 
-use crate::{Batch, Dataset, Error, Objective, Result, Supervised};
-use mc_backend::in_pool;
+use crate::{Batch, Dataset, Error, Example, Objective, Result, Supervised, room::check_room};
+use mc_backend::{available_memory_bytes, in_pool};
 use mc_models::{Adapter, CausalLM, Pass};
 use serde::Serialize;
 
@@ -19,22 +19,24 @@ pub struct EvalMetrics {
 /// The loss of a model, with an adapter or without, on data; `batch_size` examples are computed at one time.
 ///
 /// # Errors
-/// If there is no data, or a token is not in the model's vocabulary.
+/// If there is no data, a token is not in the model's vocabulary, or a batch needs more memory than there is.
 pub fn evaluate(
     model: &dyn CausalLM,
     adapter: Option<&dyn Adapter>,
     data: &Dataset,
     batch_size: usize,
 ) -> Result<EvalMetrics> {
-    evaluate_with(&Supervised, model, adapter, data, batch_size)
+    evaluate_with(&Supervised, model, adapter, data, batch_size, available_memory_bytes())
 }
 
+/// [`evaluate`] of another loss, where so much memory is `available`, if that is known.
 pub(crate) fn evaluate_with(
     objective: &dyn Objective,
     model: &dyn CausalLM,
     adapter: Option<&dyn Adapter>,
     data: &Dataset,
     batch_size: usize,
+    available: Option<u64>,
 ) -> Result<EvalMetrics> {
     if batch_size == 0 {
         return Err(Error::config("batch_size", batch_size, "at least 1"));
@@ -47,6 +49,9 @@ pub(crate) fn evaluate_with(
     // rounding of bf16 products, which a batch of very few tokens is spared.
     let mut examples: Vec<_> = data.examples().iter().collect();
     examples.sort_by_key(|e| e.ids.len());
+    let tokens = |chunk: &[&Example]| chunk.len() * chunk.last().map_or(0, |longest| longest.ids.len());
+    let largest = examples.chunks(batch_size).map(tokens).max().unwrap_or(0);
+    check_room(model, largest, 1, available)?;
     let (mut sum, mut count) = (0.0, 0);
     for chunk in examples.chunks(batch_size) {
         let batch = Batch::new(chunk.iter().copied());
@@ -63,4 +68,23 @@ pub(crate) fn evaluate_with(
     }
     let loss = sum / count.max(1) as f64;
     Ok(EvalMetrics { loss, perplexity: loss.exp(), tokens: count })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mc_models::ModelLoader;
+
+    #[test]
+    fn the_largest_batch_must_fit() {
+        let model = ModelLoader::new().load(mc_testkit::golden::dir("models/qwen2")).unwrap();
+        let example = |n: u32| Example::new((0..n).collect(), vec![true; n as usize]);
+        let data = Dataset::from_examples(vec![example(3), example(9), example(5)]);
+        // Two of at most five tokens, one of nine.
+        let needed = (10 * model.config().hidden_size * 4) as u64;
+        let evaluate = |available| evaluate_with(&Supervised, &*model, None, &data, 2, Some(available));
+        assert!(evaluate(needed).is_ok());
+        let error = evaluate(needed - 1).unwrap_err().to_string();
+        assert!(error.starts_with("a batch of 10 tokens takes at least "), "{error}");
+    }
 }

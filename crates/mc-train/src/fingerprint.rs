@@ -1,8 +1,8 @@
 //! What must not change between the start of a run and its resumption. Knows no files.
 
-use crate::{Dataset, TrainingConfig};
+use crate::{Dataset, Result, TrainingConfig};
 use mc_lora::LoRAAdapter;
-use mc_models::ModelConfig;
+use mc_models::CausalLM;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -10,23 +10,26 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint(Map<String, Value>);
 
-/// Differ between data sets, and between configurations of models; their values mean nothing to a reader.
+/// Differ between data sets, between configurations of models, and between their weights; their values mean nothing to a reader.
 const DATA: &str = "data";
 const MODEL: &str = "model";
+const WEIGHTS: &str = "weights";
 
 impl Fingerprint {
     /// The fingerprint of a run; without data what can be known before it.
     pub(crate) fn new(
-        model: &ModelConfig,
+        model: &dyn CausalLM,
         adapter: &LoRAAdapter,
         config: &TrainingConfig,
         data: Option<&Dataset>,
-    ) -> Self {
+    ) -> Result<Self> {
         let lora = adapter.config();
         let mut all = Map::new();
         let mut add = |name: &str, value: Value| drop(all.insert(name.into(), value));
-        add("base_model", json!(adapter.base_model()));
-        add(MODEL, json!(hash(&format!("{model:?}"))));
+        // Not the model's name: the same model may have moved.
+        add(MODEL, json!(hash(format!("{:?}", model.config()).bytes().map(u64::from))));
+        add("dtype", json!(format!("{:?}", model.head().dtype()).to_lowercase()));
+        add(WEIGHTS, json!(weights(model)?));
         add("rank", json!(lora.rank));
         add("alpha", json!(lora.alpha));
         add("dropout", json!(lora.dropout));
@@ -44,16 +47,18 @@ impl Fingerprint {
             add("examples", json!(data.len()));
             add(DATA, json!(data.fingerprint()));
         }
-        Self(all)
+        Ok(Self(all))
     }
 
-    /// Says the first difference of a run now to the one that was started with `self`.
+    /// Says the first difference of a run now to the one that was started with `self`. What an earlier version did not note is
+    /// not compared.
     pub(crate) fn check(&self, now: &Self) -> Result<(), String> {
-        let differs = |(name, now): &(&String, &Value)| self.0.get(*name) != Some(now);
+        let differs = |(name, now): &(&String, &Value)| self.0.get(*name).is_some_and(|then| then != *now);
         let Some((name, now)) = now.0.iter().find(differs) else { return Ok(()) };
         let then = self.0.get(name).unwrap_or(&Value::Null);
         Err(match (name.as_str(), then, now) {
             (MODEL, ..) => "the model's configuration is not that of the model that the run was started with".into(),
+            (WEIGHTS, ..) => "the model's weights are not those that the run was started with".into(),
             (DATA, ..) => "the training data are not those that the run was started with".into(),
             (_, Value::Array(then), Value::Array(now)) => {
                 let at = (0..then.len()).find(|i| then.get(*i) != now.get(*i)).unwrap_or(then.len());
@@ -65,7 +70,20 @@ impl Fingerprint {
     }
 }
 
-/// FNV-1a of the bytes.
-fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+/// A number that differs between models of one configuration: of a few weights of each matrix.
+fn weights(model: &dyn CausalLM) -> Result<u64> {
+    /// Of each matrix. Of one that was trained further nearly all have changed.
+    const WEIGHTS: usize = 16;
+    let projections = (0..model.sites().len()).filter_map(|index| model.projection(index)).map(|p| &p.weight);
+    let mut values = vec![];
+    for weight in projections.chain([model.head()]) {
+        values.extend(weight.sample(WEIGHTS)?.into_iter().map(|x| u64::from(x.to_bits())));
+    }
+    Ok(hash(values))
+}
+
+/// FNV-1a, of values in place of bytes.
+pub(crate) fn hash(values: impl IntoIterator<Item = u64>) -> u64 {
+    let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x0000_0100_0000_01b3);
+    values.into_iter().fold(0xcbf2_9ce4_8422_2325, mix)
 }

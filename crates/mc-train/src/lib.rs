@@ -34,6 +34,7 @@ mod objective;
 mod observer;
 mod parameters;
 mod record;
+mod room;
 mod run;
 mod schedule;
 mod trainer;

@@ -8,9 +8,10 @@ use crate::{
     evaluate::evaluate_with,
     fingerprint::Fingerprint,
     peak_memory_bytes,
+    room::check_room,
 };
 use candle_core::{DType, Tensor};
-use mc_backend::{KeptBuffers, Purpose, Stream};
+use mc_backend::{KeptBuffers, Purpose, Stream, available_memory_bytes};
 use mc_lora::LoRAAdapter;
 use mc_models::Model;
 use serde::{Deserialize, Serialize};
@@ -138,8 +139,8 @@ impl Trainer {
     /// run left in `run/` of the output directory ([`RunFiles::holds_results`] says whether there is something).
     ///
     /// # Errors
-    /// If there is no data, no gradient reaches a parameter, three steps in a row are not finite, or a file cannot be
-    /// written.
+    /// If there is no data, no gradient reaches a parameter, the first batches need more memory than there is, three steps in a row
+    /// are not finite, or a file cannot be written.
     pub fn train(&mut self, data: &Dataset) -> Result<TrainingMetrics> {
         self.train_with_eval(data, None)
     }
@@ -207,7 +208,8 @@ impl Trainer {
     /// as they were before.
     ///
     /// # Errors
-    /// If no gradient reaches a parameter, nothing is supervised, or it is the third step in a row that is not finite.
+    /// If no gradient reaches a parameter, nothing is supervised, the first batches need more memory than there is, or it is the
+    /// third step in a row that is not finite.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
         let metrics = self.attempt(batches)?;
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW { Ok(metrics) } else { Err(self.give_up(metrics.step)?) }
@@ -218,6 +220,11 @@ impl Trainer {
         let begin = Instant::now();
         let before = self.progress.clone();
         let lr = self.config.lr_scheduler.learning_rate(self.progress.step);
+        if self.progress.step == 0 {
+            // Later steps take the memory of this one again, which counts as taken.
+            let tokens = batches.iter().map(|b| b.shape.0.saturating_mul(b.shape.1)).max().unwrap_or(0);
+            check_room(&*self.model, tokens, self.model.num_blocks(), available_memory_bytes())?;
+        }
         let (loss, gradient) = self.gradient(batches)?;
         let (loss, grad_norm) = read(&loss, &gradient)?;
         self.progress.step += 1;
@@ -354,7 +361,9 @@ impl Trainer {
         let Some(valid) = run.valid else { return Ok(false) };
         // Frozen, DoRA's norms are computed once and not for every batch.
         let adapter = self.adapter.freeze(&*self.model)?;
-        let metrics = evaluate_with(&*self.objective, &*self.model, Some(&adapter), valid, self.config.batch_size)?;
+        let (objective, batch_size) = (&*self.objective, self.config.batch_size);
+        // There was room for training on as many records; what that took counts as taken.
+        let metrics = evaluate_with(objective, &*self.model, Some(&adapter), valid, batch_size, None)?;
         let step = self.progress.step;
         let best = metrics.loss.is_finite() && self.progress.best.is_none_or(|best| metrics.loss < best.loss);
         if best {

@@ -1,7 +1,7 @@
 //! `metal-candle bench --texts`: how many texts a second an embedding model reads. It times what `embed` runs.
 
-use super::{Args, Spread};
-use crate::{embed::Lines, failure::wrong, global::Global, report, source};
+use super::{Args, measured::Spread};
+use crate::{failure::wrong, global::Global, lines::Lines, report, source};
 use anyhow::Result;
 use metal_candle::{
     backend::DeviceExt,

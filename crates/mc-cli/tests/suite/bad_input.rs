@@ -416,6 +416,11 @@ fn tokenizers_and_prompts() {
         case("empty", write("model/tokenizer.json", ""), "model/tokenizer.json: "),
         case("cut", edit("model/tokenizer.json", |b| b.truncate(1000)), "model/tokenizer.json: "),
         case("not a tokenizer", write("model/tokenizer.json", "{}"), "model/tokenizer.json: "),
+        case(
+            "one that cannot work",
+            set("model/tokenizer.json", "pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+            "model/tokenizer.json: cannot encode: the tokenizer cannot work as it is written: ",
+        ),
         case("no JSON", write("model/tokenizer_config.json", "x"), "model/tokenizer_config.json: "),
         case("a wrong type", set("model/tokenizer_config.json", "eos_token", json!(3)), "`eos_token` is 3"),
         case("not UTF-8", write("model/chat_template.jinja", [0xff, 0xfe]), "model/chat_template.jinja: not UTF-8"),

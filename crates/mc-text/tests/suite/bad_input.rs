@@ -245,6 +245,38 @@ fn a_mangled_tokenizer_never_panics() {
     }
 }
 
+/// Parts that the library accepts and panics over when it uses them.
+#[test]
+fn a_tokenizer_that_cannot_work_is_an_error_when_it_is_used() {
+    let good: Value = serde_json::from_slice(&fs::read(golden_path("metaspace/tokenizer.json")).unwrap()).unwrap();
+    let with = |field: &str, value: Value| {
+        let mut json = good.clone();
+        json[field] = value;
+        let files = TokenizerFiles { tokenizer_json: json.to_string().into_bytes().into(), ..Default::default() };
+        Tokenizer::from_files(&files).unwrap()
+    };
+    let check = |result: Result<(), mc_text::Error>, what: &str| {
+        let message = result.unwrap_err().to_string();
+        let start = format!("tokenizer.json: cannot {what}: the tokenizer cannot work as it is written: ");
+        assert!(message.starts_with(&start) && !message.contains('\n'), "{message}");
+    };
+    for (field, value) in [
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+        // A trie of one unit, which leads out of it.
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="})),
+    ] {
+        let tokenizer = with(field, value);
+        check(tokenizer.encode("Hello", true).map(drop), "encode");
+        check(tokenizer.encode_prompt("Hello").map(drop), "encode");
+        check(tokenizer.encode_with_mask("Hello", &[]).map(drop), "encode");
+        check(tokenizer.encode_within("Hello", Some("you"), 9, mc_text::CutSide::End).map(drop), "encode");
+    }
+    let tokenizer = with("decoder", json!({"type": "Strip", "content": "a", "start": 0, "stop": 9}));
+    let id = tokenizer.token_to_id("a").unwrap();
+    check(tokenizer.decode(&[id], true).map(drop), "decode");
+    check(tokenizer.detokenizer(true).push(id).map(drop), "decode");
+}
+
 fn collect_paths(value: &Value, path: &mut String, paths: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(map) => {

@@ -34,7 +34,7 @@ impl Trainer {
         let fail = |what: String| Error::Resume { path: files.state(), what };
         let meta: Meta =
             serde_json::from_value(state.meta).map_err(|e| fail(format!("not a state of this trainer: {e}")))?;
-        let now = Fingerprint::new(self.model.config(), &self.adapter, &self.config, None);
+        let now = Fingerprint::new(&*self.model, &self.adapter, &self.config, None)?;
         meta.fingerprint.check(&now).map_err(fail)?;
         self.optimizer.restore_named(&state.tensors, meta.optimizer_steps).map_err(|e| fail(e.to_string()))?;
         self.progress = meta.progress;
@@ -53,7 +53,7 @@ impl Trainer {
     }
 
     pub(super) fn check_data(&self, data: &Dataset) -> Result<Fingerprint> {
-        let fingerprint = Fingerprint::new(self.model.config(), &self.adapter, &self.config, Some(data));
+        let fingerprint = Fingerprint::new(&*self.model, &self.adapter, &self.config, Some(data))?;
         if let (Some(resumed), Some(output)) = (&self.resumed, &self.config.output_dir) {
             let path = RunFiles::new(output).state();
             resumed.check(&fingerprint).map_err(|what| Error::Resume { path, what })?;

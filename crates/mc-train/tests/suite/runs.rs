@@ -1,7 +1,9 @@
 //! Whole runs: resumed ones equal uninterrupted ones byte for byte, observers hear everything, wrong settings are refused.
 
 use crate::{adapter_config, config, model, random_data, trainer};
+use candle_core::{DType, Device, safetensors};
 use mc_lora::{LoRAAdapter, LoRAAdapterConfig, TargetModule};
+use mc_models::{Model, ModelLoader};
 use mc_train::{
     Dataset, EvalMetrics, Example, LRScheduler, Observer, RunFiles, RunStart, StepMetrics, Trainer, TrainingConfig,
     evaluate,
@@ -254,19 +256,34 @@ fn what_does_not_fit_is_not_resumed() {
         assert!(error.to_string().contains("state.safetensors: ") && !error.to_string().contains('\n'), "{error}");
         assert!(error.hint().is_some());
     }
-    // Another model, by what it is, though its shapes are the same, or by its name.
-    let on = |model: &str, name: Option<&str>| {
-        let model = self::model(model);
-        let adapter = LoRAAdapter::new(&*model, adapter_config()).unwrap();
+    // Another model, though its shapes are the same; by its name alone it is none.
+    let on = |model: &Model, name: Option<&str>| {
+        let adapter = LoRAAdapter::new(&**model, adapter_config()).unwrap();
         let adapter = name.into_iter().fold(adapter, LoRAAdapter::with_base_model);
-        Trainer::new(model, adapter, start()).unwrap().resume()
+        Trainer::new(model.clone(), adapter, start()).unwrap().resume()
     };
-    on("qwen2", None).unwrap();
-    for (model, name, expected) in [
-        ("qwen2-window", None, "the model's configuration is not that of the model that the run was started with"),
-        ("qwen2", Some("other/model"), "`base_model` is \"other/model\", the run was started with null"),
+    on(&model, None).unwrap();
+    on(&model, Some("moved/model")).unwrap();
+    let golden = mc_testkit::golden::dir("models/qwen2");
+    let load = |dtype, dir: &Path| ModelLoader::new().with_dtype(dtype).load(dir).unwrap();
+    let half = load(DType::BF16, &golden);
+    // One matrix of it, as after training it further.
+    let changed = dir.path().join("changed");
+    fs::create_dir(&changed).unwrap();
+    fs::copy(golden.join("config.json"), changed.join("config.json")).unwrap();
+    let mut tensors = safetensors::load(golden.join("model.safetensors"), &Device::Cpu).unwrap();
+    let matrix = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+    *matrix = (&*matrix * 1.01).unwrap();
+    safetensors::save(&tensors, changed.join("model.safetensors")).unwrap();
+    for (model, expected) in [
+        (
+            self::model("qwen2-window"),
+            "the model's configuration is not that of the model that the run was started with",
+        ),
+        (half, "`dtype` is \"bf16\", the run was started with \"f32\""),
+        (load(DType::F32, &changed), "the model's weights are not those that the run was started with"),
     ] {
-        let error = on(model, name).unwrap_err();
+        let error = on(&model, None).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
     // More steps at another rate are the same run.

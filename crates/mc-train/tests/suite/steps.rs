@@ -187,3 +187,16 @@ fn a_step_is_what_its_metrics_say() {
     assert_eq!((metrics.tokens, metrics.supervised_tokens), (example.ids.len(), targets.len()));
     assert_eq!((metrics.step, metrics.epoch), (1, 1));
 }
+
+/// Before anything is taken for it, where the system says what there is.
+#[test]
+fn a_first_step_that_memory_cannot_hold_is_refused() {
+    if mc_backend::available_memory_bytes().is_none() {
+        return;
+    }
+    let mut trainer = trainer(config(1));
+    let batch = Batch { shape: (1 << 31, 1 << 31), ..Batch::new(&random_data(8, 1).examples()[..1]) };
+    let error = trainer.step(&[batch]).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("a batch of {} tokens takes at least ", 1u64 << 62)), "{error}");
+    assert!(error.ends_with(" GB that are free") && trainer.steps() == 0, "{error}");
+}
