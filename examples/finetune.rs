@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     let dataset = Dataset::load(data, &tokenizer, &options)?;
 
     let adapter = LoRAAdapter::new(
-        &*model,
+        &model,
         LoRAAdapterConfig {
             rank: 8,
             alpha: 16.0,
@@ -40,12 +40,8 @@ fn main() -> anyhow::Result<()> {
         },
     )?
     .with_base_model(directory);
-    let config = TrainingConfig {
-        num_epochs: 3,
-        lr_scheduler: LRScheduler::warmup_cosine(10, 1000, 1e-4, 1e-6),
-        max_grad_norm: Some(1.0),
-        ..Default::default()
-    };
+    let mut config = TrainingConfig { num_epochs: 3, max_grad_norm: Some(1.0), ..Default::default() };
+    config.lr_scheduler = LRScheduler::warmup_cosine(10, config.total_steps(dataset.len()), 1e-4, 1e-6);
     let mut trainer = Trainer::new(model, adapter, config)?.with_observer(Box::new(Print));
     let metrics = trainer.train(&dataset)?;
     save_checkpoint(trainer.lora_adapter(), &output, None)?;

@@ -40,13 +40,16 @@ pub fn available_memory_bytes() -> Option<u64> {
 ///
 /// ```
 /// assert_eq!(mc_backend::shortage(3_000_000, Some(3_000_000)), None);
-/// let words = mc_backend::shortage(3_200_000_000, Some(1_000_000_000));
-/// assert_eq!(words.as_deref(), Some("3.2 GB of memory, expected at most the 1.0 GB that are free"));
+/// let words = mc_backend::shortage(3_200_000_000, Some(900_000_000));
+/// assert_eq!(words.as_deref(), Some("3.2 GB of memory, expected at most the 900.0 MB that are free"));
 /// ```
 pub fn shortage(bytes: u64, available: Option<u64>) -> Option<String> {
     let available = available.filter(|available| bytes > *available)?;
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    Some(format!("{:.1} GB of memory, expected at most the {:.1} GB that are free", gb(bytes), gb(available)))
+    let shown = |bytes: u64| match bytes as f64 {
+        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.1} GB", bytes / 1e9),
+    };
+    Some(format!("{} of memory, expected at most the {} that are free", shown(bytes), shown(available)))
 }
 
 /// Bytes there are, and those available.

@@ -349,7 +349,7 @@ impl Weight {
         }
     }
 
-    /// Up to `count` numbers on the diagonal from the first to the last, in `f32`: enough to tell one trained matrix from another.
+    /// Up to `count` numbers, evenly spaced on the diagonal from the first on, in `f32`: enough to tell one trained matrix from another.
     ///
     /// A matrix of another dtype than its file's stays unconverted.
     ///

@@ -282,5 +282,10 @@ fn adapters() {
 fn a_build_without_the_hub_says_so() {
     let config = mc_checkpoint::hub::HubConfig::from_vars(|_| None);
     let error = mc_checkpoint::hub::fetch(&config, "a/b", None, &mut |_| {}).unwrap_err();
-    check("disabled", &error, "a/b: this build cannot download from the hub", "build with the feature `hub`");
+    check(
+        "disabled",
+        &error,
+        "a/b: no directory here, and this build cannot download from the hub",
+        "build with the feature `hub`",
+    );
 }

@@ -119,7 +119,7 @@ impl Work<'_> {
     fn each(&mut self, lines: &mut Lines, take: &mut dyn FnMut(&[f32]) -> Result<bool>) -> Result<()> {
         let mut first = true;
         loop {
-            let texts = lines.next(AT_ONCE, AT_ONCE_BYTES)?;
+            let texts = lines.next()?;
             if texts.is_empty() && !first {
                 return Ok(());
             }
@@ -169,11 +169,6 @@ impl Work<'_> {
         }
     }
 }
-
-/// Lines that are read before any is computed: enough to find some of similar length.
-const AT_ONCE: usize = 4096;
-/// Bytes of them, beyond which no other line is read.
-const AT_ONCE_BYTES: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,10 @@ use std::{
     path::Path,
 };
 
+/// Lines that are read before any is computed: enough to find some of similar length.
+const AT_ONCE: usize = 4096;
+/// Bytes of them, beyond which no other line is read.
+const AT_ONCE_BYTES: usize = 16 << 20;
 /// Bytes of a line, without what ends it. All of it is tokenized, which takes about 100 times as much memory.
 const LONGEST: u64 = 4 << 20;
 /// Bytes of what ends a line, at most.
@@ -38,8 +42,18 @@ impl Lines {
         &self.name
     }
 
-    /// Up to so many lines without what ends them, and none at the end. No more are read once they have this many bytes.
-    pub(crate) fn next(&mut self, most: usize, bytes: usize) -> Result<Vec<String>> {
+    /// The next lines, as many as are computed together, without what ends them; none at the end.
+    pub(crate) fn next(&mut self) -> Result<Vec<String>> {
+        self.up_to(AT_ONCE, AT_ONCE_BYTES)
+    }
+
+    /// All that are left.
+    pub(crate) fn rest(&mut self) -> Result<Vec<String>> {
+        self.up_to(usize::MAX, usize::MAX)
+    }
+
+    /// Up to so many. No more are read once they have this many bytes.
+    fn up_to(&mut self, most: usize, bytes: usize) -> Result<Vec<String>> {
         let (mut lines, mut held) = (vec![], 0);
         while lines.len() < most && held < bytes {
             let mut line = vec![];
@@ -91,14 +105,14 @@ mod tests {
         for end in ["", "\n", "\r\n"] {
             let of =
                 |length: u64| lines([vec![b'x'; length as usize], end.as_bytes().to_vec(), b"y".to_vec()].concat());
-            let read = of(LONGEST - u64::from(end.is_empty())).next(9, usize::MAX).unwrap();
+            let read = of(LONGEST - u64::from(end.is_empty())).rest().unwrap();
             let (first, rest) = read.split_first().unwrap();
             assert_eq!((first.len() as u64, rest.len()), (LONGEST, usize::from(!end.is_empty())), "{end:?}");
-            let error = of(LONGEST + 1).next(9, usize::MAX).unwrap_err().to_string();
+            let error = of(LONGEST + 1).rest().unwrap_err().to_string();
             assert_eq!(error, "stdin, line 1: longer than 4 MiB", "{end:?}");
         }
         // A carriage return that ends nothing counts.
-        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).next(9, usize::MAX).unwrap_err();
+        let error = lines([vec![b'x'; LONGEST as usize], b"\ry\n".to_vec()].concat()).rest().unwrap_err();
         assert_eq!(error.to_string(), "stdin, line 1: longer than 4 MiB");
     }
 
@@ -108,7 +122,7 @@ mod tests {
         let long = [vec![b'x'; LONGEST as usize - 1], b"\n".to_vec()].concat();
         let mut lines = lines([long.repeat(7), b"a\nb\n".to_vec()].concat());
         // Four are four bytes less than 16 MiB.
-        let counts: Vec<_> = (0..4).map(|_| lines.next(usize::MAX, 16 << 20).unwrap().len()).collect();
+        let counts: Vec<_> = (0..4).map(|_| lines.next().unwrap().len()).collect();
         assert_eq!(counts, [5, 4, 0, 0]);
         assert_eq!(lines.read, 9);
     }

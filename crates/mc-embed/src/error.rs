@@ -75,9 +75,18 @@ pub enum Error {
     /// The model below cannot be loaded.
     #[error(transparent)]
     Model(#[from] mc_models::Error),
+    /// An index, for functions that embed and search.
+    #[error(transparent)]
+    Index(Box<crate::index::Error>),
     /// A computation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<crate::index::Error> for Error {
+    fn from(error: crate::index::Error) -> Self {
+        Self::Index(Box::new(error))
+    }
 }
 
 impl Error {
@@ -99,6 +108,7 @@ impl Error {
             Self::Text(e) => e.hint(),
             Self::Checkpoint(e) => e.hint(),
             Self::Model(e) => e.hint(),
+            Self::Index(e) => e.hint(),
             Self::Tensor(_) => None,
         }
     }

@@ -208,8 +208,9 @@ impl VectorIndex {
     /// The record of a row.
     ///
     /// # Errors
-    /// If the file is damaged there.
+    /// If there is no such row, or the file is damaged there.
     pub fn record(&self, row: usize) -> Result<&str> {
+        self.check_rows(&[row])?;
         self.rows.record(row)
     }
 

@@ -8,9 +8,9 @@ use mc_embed::{
     index::{IndexConfig, VectorDtype, VectorIndex},
 };
 use std::{
-    cell::RefCell,
     fs,
     path::{Path, PathBuf},
+    sync::Mutex,
     time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
@@ -31,7 +31,7 @@ fn bag_of_words(texts: &[&str]) -> Vec<f32> {
 }
 
 /// A model whose tokens are words.
-fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a) -> TextModel<'a> {
+fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + Send + Sync + 'a) -> TextModel<'a> {
     let tokens = Box::new(|text: &str| Ok(text.split_whitespace().count()));
     TextModel { name: "bag", tokens, limit: 999, embed: Box::new(embed) }
 }
@@ -39,12 +39,12 @@ fn bag<'a>(embed: impl Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a) -> TextMod
 struct Place {
     dir: TempDir,
     /// What was embedded.
-    seen: RefCell<Vec<String>>,
+    seen: Mutex<Vec<String>>,
 }
 
 impl Place {
     fn new(files: &[(&str, &str)]) -> Self {
-        let place = Self { dir: tempfile::tempdir().unwrap(), seen: RefCell::default() };
+        let place = Self { dir: tempfile::tempdir().unwrap(), seen: Mutex::default() };
         fs::create_dir(place.folder()).unwrap();
         for (name, text) in files {
             place.write(name, text);
@@ -64,7 +64,7 @@ impl Place {
     }
     fn with<R>(&self, f: impl FnOnce(&TextModel) -> R) -> R {
         let embed = |texts: &[&str]| {
-            self.seen.borrow_mut().extend(texts.iter().map(ToString::to_string));
+            self.seen.lock().unwrap().extend(texts.iter().map(ToString::to_string));
             Ok(bag_of_words(texts))
         };
         f(&bag(embed))
@@ -79,10 +79,10 @@ impl Place {
     /// Updates the index as a new process would; what it did, and which chunks it embedded.
     fn update(&self) -> (Update, Vec<String>) {
         let mut index = DocumentIndex::open(self.index()).unwrap();
-        self.seen.borrow_mut().clear();
+        self.seen.lock().unwrap().clear();
         let update = self.with(|model| index.update(model, &mut |_| {})).unwrap();
         let fingerprint = 1;
-        (update, self.seen.borrow().iter().skip(fingerprint).cloned().collect())
+        (update, self.seen.lock().unwrap().iter().skip(fingerprint).cloned().collect())
     }
     /// The best chunk: its file in the folder, lines and text.
     fn best(&self, query: &str) -> (String, (usize, usize), String) {
@@ -320,10 +320,11 @@ fn another_model_a_failing_model_and_other_rows_are_refused() {
     let other = TextModel { name: "other", ..bag(reversed) };
     let error = index.update(&other, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("the index has model `bag`, expected `other`"), "{error}");
-    let calls = RefCell::new(0);
+    let calls = Mutex::new(0);
     let failing = |texts: &[&str]| {
-        *calls.borrow_mut() += 1;
-        if *calls.borrow() == 1 { Ok(bag_of_words(texts)) } else { Err("out of memory".into()) }
+        let mut calls = calls.lock().unwrap();
+        *calls += 1;
+        if *calls == 1 { Ok(bag_of_words(texts)) } else { Err("out of memory".into()) }
     };
     let error = index.update(&bag(failing), &mut |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "`bag`: out of memory");
@@ -346,16 +347,16 @@ fn another_model_a_failing_model_and_other_rows_are_refused() {
 fn a_second_update_at_once_is_refused_before_it_does_any_work() {
     let place = Place::new(&[("a.md", "alpha")]);
     let mut index = place.create();
-    let other = RefCell::new(DocumentIndex::open(place.index()).unwrap());
-    let meanwhile = RefCell::new(None);
+    let other = Mutex::new(DocumentIndex::open(place.index()).unwrap());
+    let meanwhile = Mutex::new(None);
     let embed = |texts: &[&str]| {
-        let update = place.with(|model| other.borrow_mut().update(model, &mut |_| {}));
-        *meanwhile.borrow_mut() = Some(update.unwrap_err().to_string());
+        let update = place.with(|model| other.lock().unwrap().update(model, &mut |_| {}));
+        *meanwhile.lock().unwrap() = Some(update.unwrap_err().to_string());
         Ok(bag_of_words(texts))
     };
     index.update(&bag(embed), &mut |_| {}).unwrap();
-    assert!(meanwhile.borrow().as_ref().unwrap().contains("another run is writing this index"));
-    let late = place.with(|model| other.borrow_mut().update(model, &mut |_| {})).unwrap_err();
+    assert!(meanwhile.lock().unwrap().as_ref().unwrap().contains("another run is writing this index"));
+    let late = place.with(|model| other.lock().unwrap().update(model, &mut |_| {})).unwrap_err();
     assert!(late.to_string().contains("has changed this index meanwhile"), "{late}");
 }
 

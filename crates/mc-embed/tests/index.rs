@@ -167,6 +167,7 @@ fn wrong_arguments_change_nothing() {
     says(index.append(&[1.0, 2.0], &records("r", 3)), "3 records for 1 vectors");
     says(index.append(&[1.0, 2.0, f32::NAN, 0.0], &[]), "vector 1 has a number that is not finite: NaN");
     says(index.remove(&[2]), "no row 2 of 2");
+    says(index.record(2).map(drop), "no row 2 of 2");
     says(index.replace(&[0, 0], &[1.0; 4], &[]), "4 numbers for 1 different rows");
     says(index.search(&[1.0], 1).map(drop), "the query has 1 dimensions, expected 2");
     says(index.search(&[1.0, f32::INFINITY], 1).map(drop), "not finite");

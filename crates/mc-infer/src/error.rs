@@ -15,7 +15,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// There is nothing to go on from.
-    #[error("the prompt is empty, and the tokenizer has no token that begins a text")]
+    #[error("the prompt is empty, and no token that begins a text is known")]
     EmptyPrompt,
     /// The prompt does not fit into the model's context, or into the cache.
     #[error("the prompt has {tokens} tokens, expected at most {limit}")]

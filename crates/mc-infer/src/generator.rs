@@ -169,6 +169,17 @@ pub struct Generator {
     options: TokenOptions,
 }
 
+impl std::fmt::Debug for Generator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generator")
+            .field("model", &self.model)
+            .field("tokenizer", &self.tokenizer)
+            .field("adapter", &self.adapter.is_some())
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Generator {
     /// A generator without chat template and adapter.
     ///
@@ -182,6 +193,15 @@ impl Generator {
         // A special token has no text in what is generated.
         options.eos_token_ids.extend(config.stop.iter().filter_map(|stop| tokenizer.special_text_id(stop)));
         Ok(Self { model, tokenizer, chat_template: None, adapter: None, stop: config.stop, options })
+    }
+
+    /// A generator with other settings that shares model, tokenizer, template and adapter: for one request, say.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub fn with_config(&self, config: GeneratorConfig) -> Result<Self> {
+        let new = Self::new(self.model.clone(), self.tokenizer.clone(), config)?;
+        Ok(Self { chat_template: self.chat_template.clone(), adapter: self.adapter.clone(), ..new })
     }
 
     /// Generates with this adapter; another generator of the same model may have another one.

@@ -239,7 +239,8 @@ fn a_generation_is_the_json_of_the_command_line() -> Result<()> {
         ["text", "tokens", "prompt_tokens", "finish", "prefill_tokens_per_second", "decode_tokens_per_second"]
     );
     assert_eq!((&json["text"], &json["finish"]), (&"ab".into(), &"stop".into()));
-    let one = saying("ab", &[], "qwen", GeneratorConfig { max_tokens: 1, ..config() }).generate("x")?;
+    let many = saying("ab", &[], "qwen", config());
+    let one = many.with_config(GeneratorConfig { max_tokens: 1, ..config() })?.generate("x")?;
     assert_eq!(serde_json::to_value(&one)?["finish"], "length");
     assert_eq!(serde_json::to_value(&one)?["decode_tokens_per_second"], 0.0);
     Ok(())

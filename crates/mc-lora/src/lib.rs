@@ -11,7 +11,7 @@
 //! let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { rank: 4, target_modules, ..Default::default() })?;
 //! let mut pass = Pass { adapter: Some(&adapter), ..Default::default() };
 //! let hidden = model.hidden(&[1, 2, 3], (1, 3), &mut pass)?; // (1, 3, hidden size)
-//! adapter.save("adapters/first", "models/qwen")?; // a directory that PEFT reads
+//! adapter.with_base_model("models/qwen").save("adapters/first")?; // a directory that PEFT reads
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -55,12 +55,13 @@ impl LoRAAdapter {
         })
     }
 
-    /// Writes the adapter as a directory in PEFT's format; each file is replaced as a whole.
+    /// Writes the adapter as a directory in PEFT's format, with the name of its base model if that is noted
+    /// ([`LoRAAdapter::with_base_model`]); each file is replaced as a whole.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, dir: impl AsRef<Path>, base_model_name: &str) -> Result<()> {
-        Ok(self.to_peft(base_model_name)?.write(dir)?)
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        crate::save_checkpoint(self, dir, None)
     }
 }
 

@@ -106,7 +106,8 @@ fn round_trip() {
     for name in ["patterns", "regex", "layers", "dora", "rslora"] {
         let Case { model, adapter, .. } = Case::open(name);
         let dir = tempfile::tempdir().unwrap();
-        adapter.save(dir.path(), "base/model").unwrap();
+        let adapter = adapter.with_base_model("base/model");
+        adapter.save(dir.path()).unwrap();
         let peft = adapter.to_peft("base/model").unwrap();
         for back in [LoRAAdapter::from_peft(&*model, &peft).unwrap(), LoRAAdapter::load(&*model, &dir).unwrap()] {
             assert_eq!(back.config(), adapter.config());

@@ -2,6 +2,7 @@
 
 /// A model that cannot be loaded, or a pass that cannot be computed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A field of the configuration is missing, out of range or at odds with another.
     #[error("{file}: `{field}` {problem}")]

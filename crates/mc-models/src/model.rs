@@ -186,6 +186,49 @@ pub trait CausalLM: Send + Sync {
     }
 }
 
+/// So that a [`Model`] is one too.
+impl<M: CausalLM + ?Sized> CausalLM for Arc<M> {
+    fn config(&self) -> &ModelConfig {
+        (**self).config()
+    }
+    fn device(&self) -> &Device {
+        (**self).device()
+    }
+    fn dtype(&self) -> DType {
+        (**self).dtype()
+    }
+    fn sites(&self) -> &[Site] {
+        (**self).sites()
+    }
+    fn projection(&self, index: usize) -> Option<&Projection> {
+        (**self).projection(index)
+    }
+    fn embed(&self, ids: &[u32], shape: (usize, usize)) -> Result<Tensor> {
+        (**self).embed(ids, shape)
+    }
+    fn num_blocks(&self) -> usize {
+        (**self).num_blocks()
+    }
+    fn block(&self, index: usize, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        (**self).block(index, x, pass)
+    }
+    fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        (**self).norm(x)
+    }
+    fn head(&self) -> &Weight {
+        (**self).head()
+    }
+    fn computation(&self) -> Computation {
+        (**self).computation()
+    }
+    fn hidden(&self, ids: &[u32], shape: (usize, usize), pass: &mut Pass) -> Result<Tensor> {
+        (**self).hidden(ids, shape, pass)
+    }
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        (**self).logits(hidden)
+    }
+}
+
 impl fmt::Debug for dyn CausalLM {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = self.config();

@@ -16,6 +16,9 @@ use crate::{Detokenizer, Error, Result, TokenizerFiles, tokenizer_json};
 
 /// A tokenizer with its special tokens; a clone shares everything.
 ///
+/// Where the library below panics over an odd file, that is an error, and is not printed: the first call puts a hook before the
+/// process's panic hook, which still hears of every other panic.
+///
 /// It encodes as transformers does with the same files, but never truncates and never pads, whatever tokenizer.json
 /// asks for: both would change training data without a word.
 ///
@@ -158,7 +161,8 @@ impl Tokenizer {
         normalizers.extend(tokenizer.get_normalizer().cloned());
         let Shared { file, named_tokens, .. } = &*self.shared;
         let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
-        tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(malformed)?;
+        // It looks at the added tokens again.
+        guarded(|| tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map(drop)).map_err(malformed)?;
         Ok(Self { shared: Arc::new(Shared { file: file.clone(), tokenizer, named_tokens: named_tokens.clone() }) })
     }
 

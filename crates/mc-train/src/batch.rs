@@ -35,7 +35,8 @@ impl Batch {
     /// A batch of these examples.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let examples: Vec<_> = examples.into_iter().collect();
-        let read = |e: &Example| e.supervised.iter().rposition(|s| *s).unwrap_or(0);
+        // Marks that have no token are none.
+        let read = |e: &Example| e.supervised.iter().take(e.ids.len()).rposition(|s| *s).unwrap_or(0);
         let t = examples.iter().map(|e| read(e)).max().unwrap_or(0);
         let mut batch = Self { shape: (examples.len(), t), ..Self::default() };
         for (row, example) in examples.iter().enumerate() {

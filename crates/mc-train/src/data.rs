@@ -53,7 +53,7 @@ pub struct DatasetOptions {
     pub max_seq_len: usize,
     /// Whether only completions and assistant turns are supervised, not prompts. A `text` has no prompt.
     pub mask_prompt: bool,
-    /// What renders `messages`; without it such records are an error.
+    /// What renders `messages`, as [`ChatTemplate::load`] finds it; without it such records are an error.
     pub chat_template: Option<ChatTemplate>,
     /// The token that ends a text or a completion; `None`: the tokenizer's.
     pub eos_token_id: Option<u32>,
@@ -148,8 +148,9 @@ impl Dataset {
             return Err(Error::Data {
                 place: name.into(),
                 what: "no token in it is supervised".into(),
-                hint: "is --max-seq-len too short for the prompts, or is there no assistant turn under --mask-prompt?"
-                    .into(),
+                hint:
+                    "are the prompts longer than `max_seq_len`, or is there no assistant turn while prompts are masked?"
+                        .into(),
             });
         }
         Ok(dataset)
@@ -214,7 +215,9 @@ impl Dataset {
         hash(self.examples.iter().flat_map(values))
     }
 
-    fn push(&mut self, mut example: Example, max_seq_len: usize) {
+    fn push(&mut self, example: Example, max_seq_len: usize) {
+        // Its fields are anybody's.
+        let mut example = Example::new(example.ids, example.supervised);
         let report = &mut self.report;
         report.records += 1;
         if example.ids.len() > max_seq_len {

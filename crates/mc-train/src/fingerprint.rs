@@ -1,6 +1,7 @@
 //! What must not change between the start of a run and its resumption. Knows no files.
 
 use crate::{Dataset, Result, TrainingConfig};
+use half::bf16;
 use mc_lora::LoRAAdapter;
 use mc_models::CausalLM;
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,8 @@ impl Fingerprint {
         let lora = adapter.config();
         let mut all = Map::new();
         let mut add = |name: &str, value: Value| drop(all.insert(name.into(), value));
-        // Not the model's name: the same model may have moved.
+        // Not the model's name, device or dtype: it may have moved.
         add(MODEL, json!(hash(format!("{:?}", model.config()).bytes().map(u64::from))));
-        add("dtype", json!(format!("{:?}", model.head().dtype()).to_lowercase()));
         add(WEIGHTS, json!(weights(model)?));
         add("rank", json!(lora.rank));
         add("alpha", json!(lora.alpha));
@@ -58,7 +58,9 @@ impl Fingerprint {
         let then = self.0.get(name).unwrap_or(&Value::Null);
         Err(match (name.as_str(), then, now) {
             (MODEL, ..) => "the model's configuration is not that of the model that the run was started with".into(),
-            (WEIGHTS, ..) => "the model's weights are not those that the run was started with".into(),
+            (WEIGHTS, ..) => {
+                "the model's weights are not those that the run was started with, or in f16 where they were not".into()
+            }
             (DATA, ..) => "the training data are not those that the run was started with".into(),
             (_, Value::Array(then), Value::Array(now)) => {
                 let at = (0..then.len()).find(|i| then.get(*i) != now.get(*i)).unwrap_or(then.len());
@@ -70,14 +72,15 @@ impl Fingerprint {
     }
 }
 
-/// A number that differs between models of one configuration: of a few weights of each matrix.
+/// A number that differs between models of one configuration: of a few weights of each matrix, rounded to `bf16`, which is what other devices
+/// may make of them.
 fn weights(model: &dyn CausalLM) -> Result<u64> {
     /// Of each matrix. Of one that was trained further nearly all have changed.
     const WEIGHTS: usize = 16;
     let projections = (0..model.sites().len()).filter_map(|index| model.projection(index)).map(|p| &p.weight);
     let mut values = vec![];
     for weight in projections.chain([model.head()]) {
-        values.extend(weight.sample(WEIGHTS)?.into_iter().map(|x| u64::from(x.to_bits())));
+        values.extend(weight.sample(WEIGHTS)?.into_iter().map(|x| u64::from(bf16::from_f32(x).to_bits())));
     }
     Ok(hash(values))
 }

@@ -116,8 +116,8 @@ impl<'a> Reader<'a> {
 
     fn messages(&self, place: &str, record: &Map<String, Value>) -> Result<Example> {
         let Some(template) = self.chat_template else {
-            let hint = "use a model with a chat template, or records of `prompt` and `completion`";
-            return Err(fault(place, "`messages` need a chat template, and this model has none", hint));
+            let hint = "give that of the model, if it has one; or use records of `prompt` and `completion`";
+            return Err(fault(place, "`messages` need a chat template, and there is none", hint));
         };
         let messages = messages(place, field(place, record, "messages", Kind::Messages)?)?;
         let tools = match record.get("tools") {

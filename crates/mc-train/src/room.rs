@@ -1,13 +1,32 @@
-//! Whether there is memory for a batch, before any is taken. Knows no data.
+//! Whether there is memory for batches, before any is taken. Knows no data.
 
-use crate::{Error, Result};
+use crate::{Batch, Error, Result};
+use mc_lora::LoRAAdapter;
 use mc_models::CausalLM;
 
-/// Checks that what is certainly held at one time fits into the memory that is `available`: the inputs of so many `blocks`
-/// for each of a batch's `tokens`, padding included. Of other devices nothing is known.
+/// Checks that the step of these batches fits into the memory that is `available`.
 ///
 /// # Errors
-/// If it does not.
+/// If what the backward pass of one of them certainly needs does not: the inputs of the blocks from the first adapted one on.
+pub(crate) fn check_step(
+    model: &dyn CausalLM,
+    adapter: &LoRAAdapter,
+    batches: &[Batch],
+    available: Option<u64>,
+) -> Result<()> {
+    let first = adapter.layers().next().map(mc_lora::LoRALayer::path);
+    let before = model.sites().iter().position(|site| Some(site.path.as_str()) == first).unwrap_or(0);
+    let blocks = model.num_blocks() - before * model.num_blocks() / model.sites().len().max(1);
+    let computed = batches.iter().filter(|b| !b.targets.is_empty());
+    let tokens = computed.map(|b| b.shape.0.saturating_mul(b.shape.1)).max().unwrap_or(0);
+    check_room(model, tokens, blocks, available)
+}
+
+/// Checks that the inputs of so many `blocks` fit into the memory that is `available`, for each of a batch's `tokens`, padding included. Of
+/// other devices nothing is known.
+///
+/// # Errors
+/// If they do not.
 pub(crate) fn check_room(model: &dyn CausalLM, tokens: usize, blocks: usize, available: Option<u64>) -> Result<()> {
     if !model.device().is_cpu() {
         return Ok(());
@@ -23,17 +42,31 @@ pub(crate) fn check_room(model: &dyn CausalLM, tokens: usize, blocks: usize, ava
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mc_lora::{LoRAAdapterConfig, TargetModule};
     use mc_models::ModelLoader;
 
     #[test]
-    fn what_a_batch_takes_at_least() {
+    fn what_a_step_takes_at_least() {
         let model = ModelLoader::new().load(mc_testkit::golden::dir("models/qwen2")).unwrap();
-        let token = (model.config().hidden_size * 2 * 4) as u64;
-        let check = |tokens, available| check_room(&*model, tokens, 2, available);
-        assert!(check(1000, Some(1000 * token)).is_ok() && check(usize::MAX, None).is_ok());
-        let error = check(1001, Some(1000 * token)).unwrap_err();
-        assert!(error.to_string().starts_with("a batch of 1001 tokens takes at least 0.0 GB of memory"), "{error}");
-        assert!(error.hint().unwrap().contains("fewer records at a time"));
-        assert!(check(usize::MAX, Some(1 << 40)).is_err());
+        let (hidden, blocks) = (model.config().hidden_size, model.num_blocks());
+        assert!(blocks > 1);
+        let adapter = |module| {
+            let config = LoRAAdapterConfig { target_modules: vec![module], ..LoRAAdapterConfig::default() };
+            LoRAAdapter::new(&model, config).unwrap()
+        };
+        let all = adapter(TargetModule::QProj);
+        let last = adapter(TargetModule::Regex(format!(r"model\.layers\.{}\.mlp\.down_proj", blocks - 1)));
+        let batch = |rows, tokens| Batch { shape: (rows, tokens), targets: vec![1], ..Batch::default() };
+        // The largest of them; of one that supervises nothing, nothing is computed.
+        let batches = [batch(2, 9), batch(5, 4), Batch { targets: vec![], ..batch(1000, 1000) }];
+        for (adapter, blocks) in [(&all, blocks), (&last, 1)] {
+            let needed = (20 * hidden * blocks * 4) as u64;
+            let check = |available| check_step(&*model, adapter, &batches, available);
+            assert!(check(Some(needed)).is_ok() && check(None).is_ok());
+            let error = check(Some(needed - 1)).unwrap_err();
+            assert!(error.to_string().starts_with("a batch of 20 tokens takes at least 0.0 MB of memory"), "{error}");
+            assert!(error.hint().unwrap().contains("fewer records at a time"));
+        }
+        assert!(check_step(&*model, &all, &[batch(usize::MAX, 2)], Some(1 << 40)).is_err());
     }
 }

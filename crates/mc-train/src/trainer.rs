@@ -8,7 +8,7 @@ use crate::{
     evaluate::evaluate_with,
     fingerprint::Fingerprint,
     peak_memory_bytes,
-    room::check_room,
+    room::check_step,
 };
 use candle_core::{DType, Tensor};
 use mc_backend::{KeptBuffers, Purpose, Stream, available_memory_bytes};
@@ -135,7 +135,8 @@ impl Trainer {
         self.adapter
     }
 
-    /// Trains on `data` for as many steps as the configuration says. Unless it is resumed, it removes what an earlier
+    /// Trains on `data` for as many steps as the configuration says, those that it has done already included: a second call has none left to
+    /// do. Unless it is resumed, it removes what an earlier
     /// run left in `run/` of the output directory ([`RunFiles::holds_results`] says whether there is something).
     ///
     /// # Errors
@@ -157,6 +158,10 @@ impl Trainer {
         data.check_tokens("the training data", vocab_size)?;
         valid.map_or(Ok(()), |valid| valid.check_tokens("the held-out data", vocab_size))?;
         let fingerprint = self.check_data(data)?;
+        let total = self.config.total_steps(data.len());
+        if self.progress.step < total {
+            self.check_first(&self.next_batches(data, &mut Order::default()))?;
+        }
         self.resumed = None;
         let held_out = valid.map(Dataset::fingerprint);
         if self.progress.best.is_some() && held_out.is_some() && held_out != self.held_out {
@@ -168,7 +173,7 @@ impl Trainer {
         let mut run = Run {
             data,
             valid,
-            total: self.config.total_steps(data.len()),
+            total,
             batches: data.len().div_ceil(self.config.batch_size) as u64,
             metrics: files.as_ref().map(|files| files.open(self.progress.step)).transpose()?,
             files,
@@ -211,8 +216,16 @@ impl Trainer {
     /// If no gradient reaches a parameter, nothing is supervised, the first batches need more memory than there is, or it is the
     /// third step in a row that is not finite.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
+        if self.progress.step == 0 {
+            self.check_first(batches)?;
+        }
         let metrics = self.attempt(batches)?;
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW { Ok(metrics) } else { Err(self.give_up(metrics.step)?) }
+    }
+
+    /// Whether there is room for the first step of this process. Later ones take its memory again, which then counts as taken.
+    fn check_first(&self, batches: &[Batch]) -> Result<()> {
+        check_step(&*self.model, &self.adapter, batches, available_memory_bytes())
     }
 
     /// A step, or a skipped one.
@@ -220,11 +233,6 @@ impl Trainer {
         let begin = Instant::now();
         let before = self.progress.clone();
         let lr = self.config.lr_scheduler.learning_rate(self.progress.step);
-        if self.progress.step == 0 {
-            // Later steps take the memory of this one again, which counts as taken.
-            let tokens = batches.iter().map(|b| b.shape.0.saturating_mul(b.shape.1)).max().unwrap_or(0);
-            check_room(&*self.model, tokens, self.model.num_blocks(), available_memory_bytes())?;
-        }
         let (loss, gradient) = self.gradient(batches)?;
         let (loss, grad_norm) = read(&loss, &gradient)?;
         self.progress.step += 1;
@@ -362,7 +370,7 @@ impl Trainer {
         // Frozen, DoRA's norms are computed once and not for every batch.
         let adapter = self.adapter.freeze(&*self.model)?;
         let (objective, batch_size) = (&*self.objective, self.config.batch_size);
-        // There was room for training on as many records; what that took counts as taken.
+        // What training has taken counts as taken, and is there for this.
         let metrics = evaluate_with(objective, &*self.model, Some(&adapter), valid, batch_size, None)?;
         let step = self.progress.step;
         let best = metrics.loss.is_finite() && self.progress.best.is_none_or(|best| metrics.loss < best.loss);

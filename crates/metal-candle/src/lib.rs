@@ -10,7 +10,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::new_with_fallback(0); // Metal, then CUDA, then CPU
 //! let model = ModelLoader::new().with_device(device).load("models/qwen2.5-coder-0.5b-instruct")?;
-//! let adapter = LoRAAdapter::new(&*model, LoRAAdapterConfig { rank: 8, alpha: 16.0, ..Default::default() })?;
+//! let adapter = LoRAAdapter::new(&model, LoRAAdapterConfig { rank: 8, alpha: 16.0, ..Default::default() })?;
 //! println!("{} trainable parameters", adapter.num_parameters());
 //! # Ok(())
 //! # }
@@ -23,7 +23,17 @@
 //!
 //! # Threads
 //! Candle's own threads spin while they wait, on cores that our kernels need. A program sets `CANDLE_BARRIER_POOL_SPIN_LIMIT=0` in its
-//! environment, or calls [`backend::let_candle_wait_asleep`] as the first thing in `main`.
+//! environment, or calls the `unsafe` [`backend::let_candle_wait_asleep`] as the first thing in `main`, before there is another thread:
+//!
+//! ```
+//! // SAFETY: the first statement of `main`; no other thread runs.
+//! unsafe { metal_candle::backend::let_candle_wait_asleep() };
+//! ```
+//!
+//! # Panics
+//! Bad input is an error. The `tokenizers` crate panics over some files: the first tokenizer puts a hook before the process's panic hook, so that such
+//! a panic, which becomes an error, is not printed; all others go on to the hook that was there. Built with `panic = "abort"`, such a file
+//! ends the process.
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
@@ -36,21 +46,29 @@ struct Embeddings;
 pub use candle_core;
 
 /// Devices, frozen weights, differentiable ops.
+#[doc(inline)]
 pub use mc_backend as backend;
 /// Files: safetensors, adapters, training state, model directories, hub.
+#[doc(inline)]
 pub use mc_checkpoint as checkpoint;
 /// Sentence embeddings, reranking, search.
+#[doc(inline)]
 #[cfg(feature = "embeddings")]
 pub use mc_embed as embeddings;
 /// Text generation.
+#[doc(inline)]
 pub use mc_infer as inference;
 /// LoRA and DoRA adapters.
+#[doc(inline)]
 pub use mc_lora as lora;
 /// Architectures.
+#[doc(inline)]
 pub use mc_models as models;
 /// Tokenizers and chat templates.
+#[doc(inline)]
 pub use mc_text as text;
 /// LoRA training.
+#[doc(inline)]
 pub use mc_train as training;
 
 /// The names that most programs need.

@@ -59,8 +59,10 @@ impl Rope {
         let positions = positions.next_power_of_two().max(64);
         let half = self.inverse_frequencies.len();
         // The angle is rounded to f32 as in transformers; its cosine is then exact to f32.
-        let angles = (0..positions).flat_map(|p| self.inverse_frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        let angles: Vec<f64> = angles.collect();
+        let mut angles = Vec::with_capacity(positions * half);
+        for p in 0..positions {
+            angles.extend(self.inverse_frequencies.iter().map(|f| f64::from(p as f32 * f)));
+        }
         let tensor = |f: fn(f64) -> f64| {
             Tensor::from_iter(angles.iter().map(|a| f(*a) as f32), &self.device)?.reshape((positions, half))
         };

@@ -19,7 +19,7 @@ pub(super) fn run(global: &Global, args: &Args, file: &str) -> Result<()> {
         return Err(wrong("--texts without --model", "name a model that embeds; the embedded one generates"));
     };
     let mut lines = Lines::open(file)?;
-    let texts = lines.next(usize::MAX, usize::MAX)?;
+    let texts = lines.rest()?;
     let Some(shortest) = texts.iter().filter(|line| !line.is_empty()).min_by_key(|line| line.len()) else {
         return Err(wrong(format!("{file} has no texts"), "each line is one"));
     };

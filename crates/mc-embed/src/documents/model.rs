@@ -21,6 +21,12 @@ pub struct TextModel<'a> {
     pub embed: Embed<'a>,
 }
 
+impl std::fmt::Debug for TextModel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextModel").field("name", &self.name).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
 impl<'a> TextModel<'a> {
     /// Those of a model, for documents.
     pub fn new(name: &'a str, model: &'a EmbeddingModel) -> Self {
@@ -61,10 +67,10 @@ impl<'a> TextModel<'a> {
 }
 
 /// A text in, how many tokens it has out.
-pub type CountTokens<'a> = Box<dyn Fn(&str) -> Result<usize, Failure> + 'a>;
+pub type CountTokens<'a> = Box<dyn Fn(&str) -> Result<usize, Failure> + Send + Sync + 'a>;
 
 /// Texts in, their vectors out.
-pub type Embed<'a> = Box<dyn Fn(&[&str]) -> Result<Vec<f32>, Failure> + 'a>;
+pub type Embed<'a> = Box<dyn Fn(&[&str]) -> Result<Vec<f32>, Failure> + Send + Sync + 'a>;
 
 /// What a function of a [`TextModel`] says when it fails.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

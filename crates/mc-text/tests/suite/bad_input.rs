@@ -271,6 +271,15 @@ fn a_tokenizer_that_cannot_work_is_an_error_when_it_is_used() {
         check(tokenizer.encode_with_mask("Hello", &[]).map(drop), "encode");
         check(tokenizer.encode_within("Hello", Some("you"), 9, mc_text::CutSide::End).map(drop), "encode");
     }
+    // Letters in upper case stay in the trie, others leave it; an added token is normalized anew.
+    let charsmap = format!("gAEA{}==", "A".repeat(514));
+    let mut json = good.clone();
+    json["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": charsmap});
+    let token = json!({"id": 9999, "content": "HELLO", "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false});
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    let files = TokenizerFiles { tokenizer_json: json.to_string().into_bytes().into(), ..Default::default() };
+    let error = Tokenizer::from_files(&files).unwrap().lower_cased().unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer.json: the tokenizer cannot work as it is written: "), "{error}");
     let tokenizer = with("decoder", json!({"type": "Strip", "content": "a", "start": 0, "stop": 9}));
     let id = tokenizer.token_to_id("a").unwrap();
     check(tokenizer.decode(&[id], true).map(drop), "decode");

@@ -1,7 +1,7 @@
 //! Records to examples: tokens, marks, what is said of bad ones.
 
 use mc_text::{ChatTemplate, Tokenizer, TokenizerFiles};
-use mc_train::{DataFiles, DataReport, Dataset, DatasetOptions, Error};
+use mc_train::{Batch, DataFiles, DataReport, Dataset, DatasetOptions, Error, Example};
 use std::{fs, path::PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -212,7 +212,11 @@ fn bad_records_are_named() {
     }
     let no_template = DatasetOptions { chat_template: None, ..chat() };
     let error = read(&one("\"user\""), &tokenizer, &no_template).unwrap_err();
-    assert!(error.to_string().contains("this model has none") && error.hint().is_some());
+    assert!(error.to_string().contains("need a chat template, and there is none") && error.hint().is_some());
+    // Marks without tokens, and one of a first token, which a caller can write into the fields.
+    let odd = Example { ids: vec![1, 2], supervised: vec![true, true, true] };
+    assert_eq!(Dataset::from_examples([odd.clone()]).examples(), [Example::new(vec![1, 2], vec![true; 2])]);
+    assert_eq!(Batch::new([&odd]).targets, [2]);
     let not_utf8 = Dataset::read("train.jsonl", &b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}"[..], &tokenizer, &chat());
     assert_eq!(not_utf8.unwrap_err().to_string(), "train.jsonl:2: not UTF-8 at byte 11 of the line");
     let short = read("{\"text\": \"a\"}", &tokenizer, &DatasetOptions { max_seq_len: 1, ..chat() }).unwrap_err();

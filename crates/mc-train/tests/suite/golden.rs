@@ -24,11 +24,11 @@ fn check(name: &str, grad_checkpoint: bool) {
         assert!((lr_scheduler.learning_rate(step) - expected.as_f64().unwrap()).abs() < 1e-15);
     }
     let adamw = AdamWConfig {
-        lr,
         beta1: plan["betas"][0].as_f64().unwrap(),
         beta2: plan["betas"][1].as_f64().unwrap(),
         eps: number("eps").unwrap(),
         weight_decay: number("weight_decay").unwrap(),
+        ..AdamWConfig::default()
     };
     let max_grad_norm = number("max_grad_norm");
     let config = TrainingConfig { lr_scheduler, adamw, max_grad_norm, grad_checkpoint, ..Default::default() };

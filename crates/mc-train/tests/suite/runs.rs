@@ -267,21 +267,27 @@ fn what_does_not_fit_is_not_resumed() {
     let golden = mc_testkit::golden::dir("models/qwen2");
     let load = |dtype, dir: &Path| ModelLoader::new().with_dtype(dtype).load(dir).unwrap();
     let half = load(DType::BF16, &golden);
+    on(&half, None).unwrap();
     // One matrix of it, as after training it further.
-    let changed = dir.path().join("changed");
-    fs::create_dir(&changed).unwrap();
-    fs::copy(golden.join("config.json"), changed.join("config.json")).unwrap();
-    let mut tensors = safetensors::load(golden.join("model.safetensors"), &Device::Cpu).unwrap();
-    let matrix = tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
-    *matrix = (&*matrix * 1.01).unwrap();
-    safetensors::save(&tensors, changed.join("model.safetensors")).unwrap();
+    let changed = |matrix: &str| {
+        let changed = dir.path().join(matrix);
+        fs::create_dir(&changed).unwrap();
+        fs::copy(golden.join("config.json"), changed.join("config.json")).unwrap();
+        let mut tensors = safetensors::load(golden.join("model.safetensors"), &Device::Cpu).unwrap();
+        let matrix = tensors.get_mut(matrix).unwrap();
+        *matrix = (&*matrix * 1.01).unwrap();
+        safetensors::save(&tensors, changed.join("model.safetensors")).unwrap();
+        load(DType::F32, &changed)
+    };
+    let other_weights = "the model's weights are not those that the run was started with";
     for (model, expected) in [
         (
             self::model("qwen2-window"),
             "the model's configuration is not that of the model that the run was started with",
         ),
-        (half, "`dtype` is \"bf16\", the run was started with \"f32\""),
-        (load(DType::F32, &changed), "the model's weights are not those that the run was started with"),
+        (changed("model.layers.1.mlp.up_proj.weight"), other_weights),
+        // The head is tied to it.
+        (changed("model.embed_tokens.weight"), other_weights),
     ] {
         let error = on(&model, None).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
@@ -400,11 +406,20 @@ fn impossible_settings_are_refused() {
         (TrainingConfig { max_grad_norm: Some(0.0), ..config(1) }, "`max_grad_norm` is 0.0"),
         (TrainingConfig { lr_scheduler: LRScheduler::constant(-1.0), ..config(1) }, "`lr` is -1.0"),
         (TrainingConfig { adamw: adamw(1.0), ..config(1) }, "`beta1` is 1.0"),
+        (
+            TrainingConfig { adamw: mc_train::AdamWConfig { lr: 5e-3, ..Default::default() }, ..config(1) },
+            "`adamw.lr` is 0.005, expected its default: `lr_scheduler` says the learning rate",
+        ),
     ] {
         let error = Trainer::new(model.clone(), adapter(), config).unwrap_err().to_string();
         assert!(error.starts_with("training configuration: ") && error.contains(expected), "{error}");
     }
     assert!(trainer(config(1)).train(&Dataset::default()).is_err());
+    // A run that is over has no step left, until it is asked for more.
+    let mut over = trainer(config(1));
+    assert_eq!(over.train(&random_data(1, 3)).unwrap().steps, 1);
+    let again = over.train(&random_data(1, 3)).unwrap();
+    assert_eq!((again.steps, again.tokens), (1, 0));
     assert!(evaluate(&*model, None, &Dataset::default(), 1).is_err());
     assert!(evaluate(&*model, None, &random_data(1, 3), 0).is_err());
 }
