@@ -93,7 +93,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     .with_base_model(source.name());
     let mut config = TrainingConfig { started: Some(started), ..settings.training(data.train.len(), &output.dir()) };
     config.check()?;
-    // Held until the end; all that the caller can get wrong was looked at before anything is written.
+    // Held until the end; until the trainer has checked data and memory, nothing but the lock is written.
     let claimed = if args.dry_run { None } else { Some(output.claim()?) };
     let output = claimed.as_ref().map_or_else(|| output.dir(), |(dir, _)| dir.clone());
     config.output_dir = Some(output.clone());
@@ -101,7 +101,9 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<()> {
     let mut trainer = Trainer::new(model.clone(), adapter, config)?;
     if args.resume {
         trainer.resume()?;
-        trainer.check_resumed_data(&data.train)?;
+    }
+    trainer.check(&data.train)?;
+    if args.resume {
         global.say(format!("going on after step {}", trainer.steps()));
         if trainer.steps() >= trainer.config().total_steps(data.train.len()) {
             global.say("no step is left to do: ask for more with --steps or --epochs");

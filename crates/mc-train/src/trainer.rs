@@ -44,6 +44,8 @@ pub struct Trainer {
     resumed: Option<Fingerprint>,
     /// The fingerprint of the data that the best adapter is the best on.
     held_out: Option<u64>,
+    /// Whether there was memory for the first step when somebody looked.
+    has_room: bool,
     /// What a step keeps for its backward pass is there for the next one.
     _buffers: KeptBuffers,
 }
@@ -95,6 +97,7 @@ impl Trainer {
             skipped_in_a_row: 0,
             resumed: None,
             held_out: None,
+            has_room: false,
             _buffers: KeptBuffers::new(),
         })
     }
@@ -158,10 +161,7 @@ impl Trainer {
         data.check_tokens("the training data", vocab_size)?;
         valid.map_or(Ok(()), |valid| valid.check_tokens("the held-out data", vocab_size))?;
         let fingerprint = self.check_data(data)?;
-        let total = self.config.total_steps(data.len());
-        if self.progress.step < total {
-            self.check_first(&self.next_batches(data, &mut Order::default()))?;
-        }
+        self.check_room_for(data)?;
         self.resumed = None;
         let held_out = valid.map(Dataset::fingerprint);
         if self.progress.best.is_some() && held_out.is_some() && held_out != self.held_out {
@@ -173,7 +173,7 @@ impl Trainer {
         let mut run = Run {
             data,
             valid,
-            total,
+            total: self.config.total_steps(data.len()),
             batches: data.len().div_ceil(self.config.batch_size) as u64,
             metrics: files.as_ref().map(|files| files.open(self.progress.step)).transpose()?,
             files,
@@ -216,14 +216,15 @@ impl Trainer {
     /// If no gradient reaches a parameter, nothing is supervised, the first batches need more memory than there is, or it is the
     /// third step in a row that is not finite.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepMetrics> {
-        if self.progress.step == 0 {
+        if !self.has_room {
             self.check_first(batches)?;
+            self.has_room = true;
         }
         let metrics = self.attempt(batches)?;
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW { Ok(metrics) } else { Err(self.give_up(metrics.step)?) }
     }
 
-    /// Whether there is room for the first step of this process. Later ones take its memory again, which then counts as taken.
+    /// Whether there is memory for a step of these batches, before which this process has done none.
     fn check_first(&self, batches: &[Batch]) -> Result<()> {
         check_step(&*self.model, &self.adapter, batches, available_memory_bytes())
     }

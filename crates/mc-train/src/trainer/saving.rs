@@ -1,6 +1,6 @@
 //! What a run leaves on disk, and how it goes on from there.
 
-use super::{Progress, Run, Trainer};
+use super::{Order, Progress, Run, Trainer};
 use crate::{Dataset, Error, Result, RunFiles, fingerprint::Fingerprint};
 use mc_checkpoint::TrainingState;
 use mc_lora::{CheckpointMetadata, save_checkpoint};
@@ -44,12 +44,22 @@ impl Trainer {
         Ok(())
     }
 
-    /// Checks that a resumed run was started with these data, as training will do; for who wants to know before.
+    /// Checks what training on these data checks before it writes anything; for who has something to do or to write before.
     ///
     /// # Errors
-    /// If it was started with others.
-    pub fn check_resumed_data(&self, data: &Dataset) -> Result<()> {
-        self.check_data(data).map(drop)
+    /// If a resumed run was started with others, or the first step needs more memory than there is.
+    pub fn check(&mut self, data: &Dataset) -> Result<()> {
+        self.check_data(data)?;
+        self.check_room_for(data)
+    }
+
+    /// Once: what this process has used and freed since may count as taken, and is there again.
+    pub(super) fn check_room_for(&mut self, data: &Dataset) -> Result<()> {
+        if !self.has_room && self.progress.step < self.config.total_steps(data.len()) {
+            self.check_first(&self.next_batches(data, &mut Order::default()))?;
+            self.has_room = true;
+        }
+        Ok(())
     }
 
     pub(super) fn check_data(&self, data: &Dataset) -> Result<Fingerprint> {

@@ -128,8 +128,8 @@ fn a_crash_loses_no_more_than_the_time_between_saves() {
     let mut rest = trainer(to("crashed"));
     rest.resume().unwrap();
     assert_eq!(rest.steps(), 5);
-    rest.check_resumed_data(&train).unwrap();
-    assert!(rest.check_resumed_data(&valid).unwrap_err().to_string().contains("`examples` is 3"));
+    rest.check(&train).unwrap();
+    assert!(rest.check(&valid).unwrap_err().to_string().contains("`examples` is 3"));
     rest.train_with_eval(&train, Some(&valid)).unwrap();
     assert_same_files(&dir.path().join("whole"), &dir.path().join("crashed"));
     assert!(!files.output().join("run/checkpoints").exists());
