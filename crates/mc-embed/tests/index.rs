@@ -162,6 +162,10 @@ fn wrong_arguments_change_nothing() {
     let says = |result: mc_embed::index::Result<()>, what: &str| {
         let error = result.unwrap_err();
         assert!(error.to_string().contains(what) && error.hint().is_some(), "{error}");
+        // In a function that embeds, too.
+        let (message, hint) = (error.to_string(), error.hint());
+        let error = mc_embed::Error::from(error);
+        assert_eq!((error.to_string(), error.hint()), (message, hint));
     };
     says(index.append(&[1.0, 2.0, 3.0], &[]), "3 numbers are no vectors of 2 dimensions");
     says(index.append(&[1.0, 2.0], &records("r", 3)), "3 records for 1 vectors");

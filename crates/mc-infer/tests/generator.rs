@@ -198,6 +198,9 @@ fn a_conversation_is_written_down_by_its_template() -> Result<()> {
     let generation = generator.chat(&messages)?;
     assert_eq!(generation.prompt_tokens, tokenizer("qwen").encode(rendered, false)?.len());
     assert_eq!((generation.text.as_str(), generation.finish), ("4", FinishReason::Stop));
+    // Other settings share the template.
+    let one = generator.with_config(GeneratorConfig { max_tokens: 1, ..config() })?.chat(&messages)?;
+    assert_eq!((one.prompt_tokens, one.tokens.len()), (generation.prompt_tokens, 1));
     Ok(())
 }
 

@@ -35,12 +35,10 @@ impl Batch {
     /// A batch of these examples.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let examples: Vec<_> = examples.into_iter().collect();
-        // Marks that have no token are none.
-        let read = |e: &Example| e.supervised.iter().take(e.ids.len()).rposition(|s| *s).unwrap_or(0);
-        let t = examples.iter().map(|e| read(e)).max().unwrap_or(0);
+        let t = examples.iter().map(|e| e.tokens_read()).max().unwrap_or(0);
         let mut batch = Self { shape: (examples.len(), t), ..Self::default() };
         for (row, example) in examples.iter().enumerate() {
-            let read = read(example);
+            let read = example.tokens_read();
             batch.ids.extend(&example.ids[..read]);
             batch.ids.resize((row + 1) * t, 0);
             batch.tokens += example.ids.len();

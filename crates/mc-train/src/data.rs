@@ -40,6 +40,11 @@ impl Example {
         Self { ids, supervised }
     }
 
+    /// How many of its tokens a model reads: those before the last supervised one, which is only predicted. Marks that have no token are none.
+    pub(crate) fn tokens_read(&self) -> usize {
+        self.supervised.iter().take(self.ids.len()).rposition(|s| *s).unwrap_or(0)
+    }
+
     /// How many of its tokens are supervised.
     pub fn targets(&self) -> usize {
         self.supervised.iter().filter(|s| **s).count()
@@ -208,11 +213,8 @@ impl Dataset {
     /// A number that differs between data sets: of all tokens and marks.
     pub(crate) fn fingerprint(&self) -> u64 {
         let marked = |(id, supervised): (&u32, &bool)| u64::from(*id) << 1 | u64::from(*supervised);
-        let values = |e: &Example| {
-            let tokens = e.ids.iter().zip(&e.supervised).map(marked);
-            std::iter::once(e.ids.len() as u64).chain(tokens).collect::<Vec<_>>()
-        };
-        hash(self.examples.iter().flat_map(values))
+        let length = |e: &Example| std::iter::once(e.ids.len() as u64);
+        hash(self.examples.iter().flat_map(|e| length(e).chain(e.ids.iter().zip(&e.supervised).map(marked))))
     }
 
     fn push(&mut self, example: Example, max_seq_len: usize) {

@@ -49,7 +49,7 @@ pub(crate) fn evaluate_with(
     // rounding of bf16 products, which a batch of very few tokens is spared.
     let mut examples: Vec<_> = data.examples().iter().collect();
     examples.sort_by_key(|e| e.ids.len());
-    let tokens = |chunk: &[&Example]| chunk.len() * chunk.last().map_or(0, |longest| longest.ids.len());
+    let tokens = |chunk: &[&Example]| chunk.len() * chunk.iter().map(|e| e.tokens_read()).max().unwrap_or(0);
     let largest = examples.chunks(batch_size).map(tokens).max().unwrap_or(0);
     check_room(model, largest, 1, available)?;
     let (mut sum, mut count) = (0.0, 0);
@@ -79,8 +79,8 @@ mod tests {
     fn the_largest_batch_must_fit() {
         let model = ModelLoader::new().load(mc_testkit::golden::dir("models/qwen2")).unwrap();
         let example = |n: u32| Example::new((0..n).collect(), vec![true; n as usize]);
-        let data = Dataset::from_examples(vec![example(3), example(9), example(5)]);
-        // Two of at most five tokens, one of nine.
+        let data = Dataset::from_examples(vec![example(3), example(9), example(6)]);
+        // Two of which at most five tokens are read, one of which eight are.
         let needed = (10 * model.config().hidden_size * 4) as u64;
         let evaluate = |available| evaluate_with(&Supervised, &*model, None, &data, 2, Some(available));
         assert!(evaluate(needed).is_ok());
