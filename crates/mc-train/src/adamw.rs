@@ -1,17 +1,15 @@
 //! AdamW (Loshchilov, Hutter: "Decoupled Weight Decay Regularization", 2019), equal to `torch.optim.AdamW`.
 //! Knows variables and gradients, no model.
 
-use crate::{Error, Result, parameters::Parameters};
+use crate::{Error, Result, config::at_least_0, parameters::Parameters};
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Settings of [`AdamW`]; the defaults are torch's.
+/// Settings of [`AdamW`] beside its learning rate; the defaults are torch's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
-    /// The learning rate, at least 0. A trainer sets it before each step, by its schedule.
-    pub lr: f64,
     /// How much of the mean of gradients is kept at a step, in `0..1`.
     pub beta1: f64,
     /// How much of the mean of squared gradients is kept at a step, in `0..1`.
@@ -24,17 +22,14 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
     }
 }
 
 impl AdamWConfig {
     pub(crate) fn check(&self) -> Result<()> {
-        let at_least_0 = "a finite number of at least 0";
-        for (field, value) in [("lr", self.lr), ("eps", self.eps), ("weight_decay", self.weight_decay)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::config(field, value, at_least_0));
-            }
+        for (field, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
+            at_least_0(field, value)?;
         }
         for (field, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
@@ -51,8 +46,8 @@ impl AdamWConfig {
 /// use candle_core::{Device, Var};
 /// use mc_train::{AdamW, AdamWConfig};
 /// let x = Var::new(&[4f32, -3.], &Device::Cpu)?;
-/// let config = AdamWConfig { lr: 0.1, weight_decay: 0.0, ..Default::default() };
-/// let mut optimizer = AdamW::new(&[("x".to_string(), x.clone())], config)?;
+/// let config = AdamWConfig { weight_decay: 0.0, ..Default::default() };
+/// let mut optimizer = AdamW::new(&[("x".to_string(), x.clone())], 0.1, config)?;
 /// for _ in 0..200 {
 ///     optimizer.backward_step(&x.sqr()?.sum_all()?)?;
 /// }
@@ -61,6 +56,7 @@ impl AdamWConfig {
 /// ```
 #[derive(Clone, Debug)]
 pub struct AdamW {
+    lr: f64,
     config: AdamWConfig,
     parameters: Parameters,
     state: State,
@@ -83,16 +79,17 @@ const M: &str = "exp_avg";
 const V: &str = "exp_avg_sq";
 
 impl AdamW {
-    /// An optimizer of named `f32` variables that has done no step.
+    /// An optimizer of named `f32` variables that has done no step, with learning rate `lr`, at least 0.
     ///
     /// # Errors
     /// If a setting is out of range, or there is no variable.
-    pub fn new(variables: &[(String, Var)], config: AdamWConfig) -> Result<Self> {
+    pub fn new(variables: &[(String, Var)], lr: f64, config: AdamWConfig) -> Result<Self> {
+        at_least_0("lr", lr)?;
         config.check()?;
         let parameters = Parameters::new(variables)?;
         let values = parameters.gather()?;
         let (m, v) = (values.zeros_like()?, values.zeros_like()?);
-        Ok(Self { config, parameters, state: State { values, m, v, t: 0 } })
+        Ok(Self { lr, config, parameters, state: State { values, m, v, t: 0 } })
     }
 
     /// One step with the gradients of a backward pass.
@@ -114,12 +111,12 @@ impl AdamW {
 
     /// Sets the learning rate of the steps to come.
     pub fn set_learning_rate(&mut self, lr: f64) {
-        self.config.lr = lr;
+        self.lr = lr;
     }
 
     /// The learning rate of the next step.
     pub fn learning_rate(&self) -> f64 {
-        self.config.lr
+        self.lr
     }
 
     /// How many steps it has done.
@@ -134,7 +131,7 @@ impl AdamW {
     /// A step with a flat gradient that is first multiplied with `scale`.
     pub(crate) fn step_flat(&mut self, gradient: &Tensor, scale: f64) -> Result<()> {
         let t = self.state.t + 1;
-        let update = Update::new(&self.config, t, scale);
+        let update = Update::new(self.lr, &self.config, t, scale);
         let next = if gradient.device().is_cpu() {
             update.fused(&self.state, gradient)
         } else {
@@ -146,7 +143,7 @@ impl AdamW {
     /// A step as on other devices, also on the CPU.
     #[cfg(test)]
     pub(crate) fn step_composed(&mut self, gradient: &Tensor, scale: f64) -> Result<()> {
-        let update = Update::new(&self.config, self.state.t + 1, scale);
+        let update = Update::new(self.lr, &self.config, self.state.t + 1, scale);
         self.restore(update.composed(&self.state, gradient)?)
     }
 
@@ -192,8 +189,8 @@ struct Update {
 }
 
 impl Update {
-    fn new(config: &AdamWConfig, t: u64, scale: f64) -> Self {
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = *config;
+    fn new(lr: f64, config: &AdamWConfig, t: u64, scale: f64) -> Self {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = *config;
         let correction = |beta: f64| 1.0 - beta.powf(t as f64);
         let (correction2, step_size) = (1.0 / correction(beta2).sqrt(), lr / correction(beta1));
         Self { t, scale, kept: 1.0 - lr * weight_decay, new1: 1.0 - beta1, beta2, correction2, eps, step_size }
@@ -251,9 +248,9 @@ mod tests {
         let n = 2 * CHUNK + 77;
         let x = |seed| random(seed, n, DType::F32);
         let mut state = State { values: x(1), m: (x(2) * 0.1)?, v: x(3).sqr()?, t: 3 };
-        let config = AdamWConfig { weight_decay: 0.1, lr: 0.01, ..Default::default() };
+        let config = AdamWConfig { weight_decay: 0.1, ..Default::default() };
         for t in 4..9 {
-            let update = Update::new(&config, t, 0.7);
+            let update = Update::new(0.01, &config, t, 0.7);
             let gradient = x(t);
             let composed = update.composed(&state, &gradient)?;
             let fused = update.fused(&state, &gradient)?;
@@ -275,8 +272,8 @@ mod tests {
     #[test]
     fn the_first_step_has_the_size_of_the_rate() -> Result<()> {
         let x = Var::new(&[2f32, -3., 0.5], &Device::Cpu)?;
-        let config = AdamWConfig { lr: 0.1, weight_decay: 0.5, ..Default::default() };
-        let mut optimizer = AdamW::new(&[("x".into(), x.clone())], config)?;
+        let config = AdamWConfig { weight_decay: 0.5, ..Default::default() };
+        let mut optimizer = AdamW::new(&[("x".into(), x.clone())], 0.1, config)?;
         optimizer.backward_step(&(x.as_tensor() * Tensor::new(&[4f32, -1e-3, 0.], &Device::Cpu)?)?.sum_all()?)?;
         let expected =
             Tensor::new(&[2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1 * 1e-3 / (1e-3 + 1e-8), 0.5 * 0.95], &Device::Cpu)?;

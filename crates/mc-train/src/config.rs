@@ -27,8 +27,7 @@ pub struct TrainingConfig {
     pub grad_accum: usize,
     /// The learning rate by step.
     pub lr_scheduler: LRScheduler,
-    /// The optimizer's settings; its `lr` stays as it is by default, as that of the schedule is taken. Here without weight decay by default, which
-    /// [`AdamWConfig`] alone has.
+    /// The optimizer's settings; without weight decay by default, which [`AdamWConfig`] alone has.
     pub adamw: AdamWConfig,
     /// The norm that the gradient of all parameters together is clipped to, above 0; `None`: it is not clipped.
     pub max_grad_norm: Option<f64>,
@@ -102,11 +101,15 @@ impl TrainingConfig {
         if let Some(norm) = self.max_grad_norm.filter(|n| !(n.is_finite() && *n > 0.0)) {
             return Err(Error::config("max_grad_norm", norm, "a finite number above 0"));
         }
-        let default = AdamWConfig::default().lr;
-        if self.adamw.lr != default {
-            return Err(Error::config("adamw.lr", self.adamw.lr, "its default: `lr_scheduler` says the learning rate"));
-        }
         self.lr_scheduler.check()?;
         self.adamw.check()
     }
+}
+
+/// Refuses what is no learning rate or decay.
+pub(crate) fn at_least_0(field: &'static str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::config(field, value, "a finite number of at least 0"))
 }

@@ -102,7 +102,7 @@ fn adapter(model: &dyn CausalLM) -> LoRAAdapter {
 fn train(blocks: usize) -> Result<usize> {
     let model = model(blocks);
     let adapter = adapter(&model);
-    let mut optimizer = AdamW::new(adapter.variables(), AdamWConfig::default()).unwrap();
+    let mut optimizer = AdamW::new(adapter.variables(), 1e-3, AdamWConfig::default()).unwrap();
     let positions: Vec<u32> = (0..14).filter(|i| i % 3 > 0).collect();
     let targets = positions.iter().map(|i| i * 5 % 90).collect();
     let batch = Batch { ids: (20..34).collect(), shape: (2, 7), positions, targets, tokens: 14 };

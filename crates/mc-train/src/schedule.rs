@@ -1,6 +1,6 @@
 //! Learning rates by step. Knows no optimizer.
 
-use crate::{Error, Result};
+use crate::{Error, Result, config::at_least_0};
 use serde::{Deserialize, Serialize};
 
 /// The learning rate of each step: up in a line over the warm-up, then constant, or down to `min_lr`.
@@ -86,9 +86,7 @@ impl LRScheduler {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if !(self.lr.is_finite() && self.lr >= 0.0) {
-            return Err(Error::config("lr", self.lr, "a finite number of at least 0"));
-        }
+        at_least_0("lr", self.lr)?;
         if !(0.0..=self.lr).contains(&self.min_lr) {
             return Err(Error::config("min_lr", self.min_lr, "between 0 and the learning rate"));
         }

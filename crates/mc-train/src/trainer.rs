@@ -83,7 +83,7 @@ impl Trainer {
     /// If a setting is out of range.
     pub fn new(model: Model, adapter: LoRAAdapter, config: TrainingConfig) -> Result<Self> {
         config.check()?;
-        let optimizer = AdamW::new(adapter.variables(), config.adamw.clone())?;
+        let optimizer = AdamW::new(adapter.variables(), config.lr_scheduler.learning_rate(0), config.adamw.clone())?;
         let good = (optimizer.state().clone(), Progress::default());
         Ok(Self {
             model,

@@ -28,7 +28,6 @@ fn check(name: &str, grad_checkpoint: bool) {
         beta2: plan["betas"][1].as_f64().unwrap(),
         eps: number("eps").unwrap(),
         weight_decay: number("weight_decay").unwrap(),
-        ..AdamWConfig::default()
     };
     let max_grad_norm = number("max_grad_norm");
     let config = TrainingConfig { lr_scheduler, adamw, max_grad_norm, grad_checkpoint, ..Default::default() };
