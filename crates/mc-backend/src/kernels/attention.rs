@@ -18,8 +18,10 @@ use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
 mod backward;
+mod few;
 
 pub(crate) use backward::Gradients;
+pub(crate) use few::{decode, log_sums};
 
 /// Queries in a tile: scores of 48 × 4,096 keys are 786 KB.
 const TILE: usize = 48;
@@ -413,48 +415,4 @@ fn exponents(x: &mut [f32], seen: &Range<usize>, first: usize, scale: f32) -> (f
 fn within(seen: &Range<usize>, first: usize, n: usize) -> Range<usize> {
     let end = seen.end.saturating_sub(first).min(n);
     seen.start.saturating_sub(first).min(end)..end
-}
-
-/// A few queries: dot products, softmax, weighted sum; bound by reading keys and values. `out` is `(b, t, heads, d)`.
-pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
-    /// Multiplications below which handing work over costs more than it.
-    const SMALL: usize = 12 * 1024;
-    let (d, group) = (s.dim, s.heads / s.kv_heads);
-    let unit = |(unit, out): (usize, &mut [f32])| {
-        let (b, i, h) = s.query(unit);
-        let keys = s.visible(b, i);
-        let mut scores = vec![0f32; keys.len()];
-        simd(
-            #[inline(always)]
-            || {
-                let query = q.row(b, i, h, d);
-                simd::dots(|j| k.row(b, keys.start + j, h / group, d), query, &mut scores);
-                s.add_bias(&mut scores, (i, h), keys.start);
-                simd::softmax(&mut scores, s.scale);
-                simd::weighted(|j| v.row(b, keys.start + j, h / group, d), &scores, out);
-            },
-        );
-    };
-    if s.batch * s.queries * s.heads * s.keys * d < SMALL {
-        out.chunks_exact_mut(d).enumerate().for_each(unit);
-    } else {
-        out.par_chunks_exact_mut(d).enumerate().for_each(unit);
-    }
-}
-
-/// `ln Σ exp(score)` of a few queries, which [`decode`] does not keep.
-pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
-    let group = s.heads / s.kv_heads;
-    let sum = |unit: usize| {
-        let (b, i, h) = s.query(unit);
-        let keys = s.visible(b, i);
-        let mut scores = vec![0f32; keys.len()];
-        simd(
-            #[inline(always)]
-            || simd::dots(|j| k.row(b, keys.start + j, h / group, s.dim), q.row(b, i, h, s.dim), &mut scores),
-        );
-        s.add_bias(&mut scores, (i, h), keys.start);
-        exponents(&mut scores, &keys, keys.start, s.scale).0
-    };
-    (0..s.batch * s.queries * s.heads).map(sum).collect()
 }

@@ -185,23 +185,42 @@ impl Compact {
     pub(crate) fn dots(&self, first: usize, x: Row, y: &mut [f32]) {
         let half = self.width.next_multiple_of(BLOCK) / 2;
         assert!(x.even.len() >= half && x.odd.len() >= half && x.x.len() >= self.width, "x is shorter than a row");
-        let mut rest = &self.rows[self.starts[first]..];
-        for y in y {
-            let header = rest.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-            let (top, elsewhere) = (header as u8, (header >> 8) as usize);
-            let (row, after) = rest.split_at(self.code.row_bytes(self.width, elsewhere));
-            let (list, blocks) = (elsewhere * self.code.listed(), &row[HEADER..]);
-            // SAFETY: `of` makes the form only where the CPU has the instructions, a row's exponents are as many as its codes
-            // ask for, and the halves of x are as long as the blocks, as asserted.
-            #[allow(unsafe_code)]
-            unsafe {
-                *y = match self.code {
-                    Code::Eleven => eleven::avx512::dot(top, blocks, list, x.even, x.odd),
-                    Code::Twelve => twelve::avx2::dot(top, blocks, list, &x.x[..self.width]),
-                };
+        let rows = Packed { code: self.code, width: self.width, rest: &self.rows[self.starts[first]..] };
+        // SAFETY: `of` makes the form only where the CPU has the instructions, a row's exponents are as many as its codes
+        // ask for, and the halves of x are as long as the blocks, as asserted.
+        #[allow(unsafe_code)]
+        unsafe {
+            match self.code {
+                Code::Eleven => eleven::avx512::dots(rows, x.even, x.odd, y),
+                Code::Twelve => twelve::avx2::dots(rows, &x.x[..self.width], y),
             }
-            rest = after;
         }
+    }
+}
+
+/// Packed rows, one after the other.
+struct Packed<'a> {
+    code: Code,
+    width: usize,
+    rest: &'a [u8],
+}
+
+/// A row: its top, how many bytes list what lies elsewhere, and those bytes with the blocks behind them.
+struct PackedRow<'a> {
+    top: u8,
+    list: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Iterator for Packed<'a> {
+    type Item = PackedRow<'a>;
+    #[inline]
+    fn next(&mut self) -> Option<PackedRow<'a>> {
+        let header = u32::from_le_bytes(*self.rest.first_chunk()?);
+        let (top, elsewhere) = (header as u8, (header >> 8) as usize);
+        let (row, rest) = self.rest.split_at_checked(self.code.row_bytes(self.width, elsewhere))?;
+        self.rest = rest;
+        Some(PackedRow { top, list: elsewhere * self.code.listed(), bytes: &row[HEADER..] })
     }
 }
 

@@ -11,9 +11,8 @@
 use super::{
     Shared,
     compact::{BLOCK, Compact},
-    halves,
+    dots::row_dots,
     operand::Matrix,
-    simd::row_dots,
 };
 use crate::weight::Elements;
 use half::bf16;
@@ -115,7 +114,7 @@ pub(crate) fn times_transposed(n: usize, x: &[f32], factors: &[Factor], (y, stri
             match (factor.w.elements, factor.compact) {
                 (_, Some(w)) => w.dots(range.start, x, y),
                 (Elements::F32(w), _) => row_dots(&w[range.start * k..], x.x, y),
-                (Elements::F16(w), _) => halves::dots(&w[range.start * k..], x.x, y),
+                (Elements::F16(w), _) => row_dots(&w[range.start * k..], x.x, y),
                 (Elements::BF16(w), _) => widened(&w[range.start * k..], x, y),
             }
             if let Some(bias) = factor.bias {
@@ -144,12 +143,10 @@ fn lie_apart(factors: &[Factor], k: usize, stride: usize) -> bool {
 fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if super::compact::reads_even_and_odd() {
-        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.x.len())) {
-            // SAFETY: the CPU has AVX-512, and the halves are those of as many numbers as there are in w.
-            #[allow(unsafe_code)]
-            unsafe {
-                *y = avx512::dot(w, x.even, x.odd);
-            }
+        // SAFETY: the CPU has AVX-512 that moves bytes, and the halves are padded to whole blocks.
+        #[allow(unsafe_code)]
+        unsafe {
+            avx512::dots(w, x, y);
         }
         return;
     }
@@ -158,21 +155,43 @@ fn widened(w: &[bf16], x: Row, y: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
-    //! The dot product in AVX-512.
+    //! Dot products in AVX-512.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
+    use super::{
+        super::dots::avx512::{ROWS, totals},
+        Row,
+    };
     use half::bf16;
     use std::arch::x86_64::*;
 
     /// Groups of 32 numbers at a time, so that sums do not wait for each other.
     pub(in super::super) const GROUPS: usize = 4;
 
-    /// Dot product of w with x.
+    /// Dot products of the first rows of w with x.
     ///
     /// # Safety
-    /// The CPU has AVX-512, and even and odd numbers of x are padded to whole groups.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn dot(w: &[bf16], even: &[f32], odd: &[f32]) -> f32 {
+    /// The CPU has AVX-512 that moves bytes, and even and odd numbers of x are padded to whole groups.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn dots(w: &[bf16], x: Row, y: &mut [f32]) {
+        let width = x.x.len();
+        for (y, w) in y.chunks_mut(ROWS).zip(w.chunks(ROWS * width)) {
+            let mut rows = [_mm512_setzero_ps(); ROWS];
+            for (row, w) in rows.iter_mut().zip(w.chunks_exact(width)).take(y.len()) {
+                // SAFETY: the caller's promise.
+                *row = unsafe { products(w, x.even, x.odd) };
+            }
+            y.copy_from_slice(&totals(&rows)[..y.len()]);
+        }
+    }
+
+    /// Products of w with x, added up in 16 sums.
+    ///
+    /// # Safety
+    /// As for [`dots`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn products(w: &[bf16], even: &[f32], odd: &[f32]) -> __m512 {
         /// Bytes ahead of the one in use.
         const AHEAD: usize = 2048;
         let (units, at) = (w.len() / 2, w.as_ptr());
@@ -188,13 +207,13 @@ pub(super) mod avx512 {
                     add(&mut sums, i, _mm512_loadu_si512(at.add(2 * u).cast()), even, odd);
                 }
             }
-            for (i, u) in (whole..units).step_by(16).enumerate() {
-                let (mask, (even, odd)) = (if units - u >= 16 { !0 } else { (1 << (units - u)) - 1 }, x(u));
-                add(&mut sums, i, _mm512_maskz_loadu_epi32(mask, at.add(2 * u).cast()), even, odd);
+            for (i, u) in (whole..w.len().div_ceil(2)).step_by(16).enumerate() {
+                let (left, (even, odd)) = (w.len() - 2 * u, x(u));
+                let mask = if left >= 32 { !0 } else { (1 << left) - 1 };
+                add(&mut sums, i, _mm512_maskz_loadu_epi16(mask, at.add(2 * u).cast()), even, odd);
             }
         }
-        let last = if w.len() % 2 == 1 { w[w.len() - 1].to_f32() * even[units] } else { 0.0 };
-        total(&sums) + last
+        together(sums)
     }
 
     /// Adds the products of 16 pairs of `bf16` with x to the sums of group `i`.
@@ -217,15 +236,18 @@ pub(super) mod avx512 {
         sums[2 * i + 1] = _mm512_fmadd_ps(_mm512_castsi512_ps(w1), x1, sums[2 * i + 1]);
     }
 
-    /// All of the sums together.
+    /// All groups' sums together, by pairs.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(in super::super) fn total(sums: &[__m512; 2 * GROUPS]) -> f32 {
-        let mut sum = _mm512_setzero_ps();
-        for s in sums {
-            sum = _mm512_add_ps(sum, *s);
+    pub(in super::super) fn together(mut sums: [__m512; 2 * GROUPS]) -> __m512 {
+        let mut n = sums.len() / 2;
+        while n > 0 {
+            for i in 0..n {
+                sums[i] = _mm512_add_ps(sums[i], sums[i + n]);
+            }
+            n /= 2;
         }
-        _mm512_reduce_add_ps(sum)
+        sums[0]
     }
 }
 

@@ -7,8 +7,9 @@
 pub(crate) mod attention;
 pub(crate) mod compact;
 pub(crate) mod cpu;
+pub(crate) mod dots;
 pub(crate) mod few;
-pub(crate) mod halves;
+
 pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod scratch;

@@ -6,10 +6,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::cpu;
-use super::{
-    halves,
-    simd::{row_dots, simd},
-};
+use super::{dots::row_dots, simd::simd};
 use crate::kernels;
 use candle_core::{Result, Tensor, bail};
 use half::f16;
@@ -176,7 +173,7 @@ impl Vectors<'_> {
         let numbers = rows.start * width..rows.end * width;
         match self {
             Self::F32(x) => row_dots(&x[numbers], query.numbers, scores),
-            Self::F16(x) => halves::dots(&x[numbers], query.numbers, scores),
+            Self::F16(x) => row_dots(&x[numbers], query.numbers, scores),
             Self::Int8 { codes, scales } => {
                 bytes(&codes[numbers], &query.codes, scores);
                 for (score, scale) in scores.iter_mut().zip(&scales[rows]) {

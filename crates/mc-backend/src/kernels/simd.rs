@@ -145,18 +145,6 @@ pub(crate) fn dot<T: Element>(a: &[T], b: &[f32]) -> f32 {
     finish(sums, ca.remainder(), cb.remainder())
 }
 
-/// The dot products of rows, one after the other, with x.
-pub(crate) fn row_dots<T: Element>(rows: &[T], x: &[f32], out: &mut [f32]) {
-    simd(
-        #[inline(always)]
-        || {
-            for (out, row) in out.iter_mut().zip(rows.chunks_exact(x.len())) {
-                *out = dot(row, x);
-            }
-        },
-    );
-}
-
 /// The end of [`dot`]: all of its sums, and the products of what is left.
 #[inline(always)]
 pub(crate) fn finish<T: Element>(sums: [[f32; LANES]; UNROLL], a: &[T], b: &[f32]) -> f32 {
@@ -177,36 +165,6 @@ pub(crate) fn finish<T: Element>(sums: [[f32; LANES]; UNROLL], a: &[T], b: &[f32
 pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y = a.mul_add(*x, *y);
-    }
-}
-
-/// Dot products of rows with x: those of 16 rows are added up together, as one row's sum by itself takes longer than its products.
-#[inline(always)]
-pub(crate) fn dots<'a>(row: impl Fn(usize) -> &'a [f32], x: &[f32], out: &mut [f32]) {
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for (block, out) in out.chunks_mut(LANES).enumerate() {
-        let mut sums = [[0f32; LANES]; LANES];
-        for (j, to) in sums.iter_mut().enumerate().take(out.len()) {
-            let (row, row_rest) = row(block * LANES + j).as_chunks::<LANES>();
-            let mut sum = [0f32; LANES];
-            for (row, x) in row.iter().zip(whole) {
-                for i in 0..LANES {
-                    sum[i] = row[i].mul_add(x[i], sum[i]);
-                }
-            }
-            for (i, (row, x)) in row_rest.iter().zip(rest).enumerate() {
-                sum[i] = row.mul_add(*x, sum[i]);
-            }
-            *to = sum;
-        }
-        transpose::transpose(bytemuck::cast_mut(&mut sums));
-        let mut total = [0f32; LANES];
-        for sum in sums {
-            for i in 0..LANES {
-                total[i] += sum[i];
-            }
-        }
-        out.copy_from_slice(&total[..out.len()]);
     }
 }
 
@@ -282,23 +240,6 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * scale }
 }
 
-/// Softmax in place over `x·scale`; the sum of a row whose every element is −∞ is 0, and so is the row.
-#[inline(always)]
-pub(crate) fn softmax(x: &mut [f32], scale: f32) {
-    let top = max(x) * scale;
-    if top == f32::NEG_INFINITY {
-        x.fill(0.0);
-        return;
-    }
-    for v in x.iter_mut() {
-        *v = exp(v.mul_add(scale, -top));
-    }
-    let inverse = 1.0 / sum_of(x, |v| v);
-    for v in x.iter_mut() {
-        *v *= inverse;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,15 +280,5 @@ mod tests {
             assert!((f64::from(simd(|| sum_of(&a, |v| v))) - sum).abs() < 1e-3, "{n}");
             assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
-    }
-
-    #[test]
-    fn softmax_of_a_masked_row_is_zero() {
-        let mut row = [f32::NEG_INFINITY; 5];
-        softmax(&mut row, 0.5);
-        assert_eq!(row, [0.0; 5]);
-        let mut row = [1.0, f32::NEG_INFINITY, 1.0];
-        softmax(&mut row, 2.0);
-        assert_eq!(row, [0.5, 0.0, 0.5]);
     }
 }

@@ -47,11 +47,17 @@ pub(super) fn pack(top: u8, bits: &[u16; BLOCK], list: &mut [u8], to: &mut [u8])
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
-    //! The dot product in AVX-512.
+    //! Making the form, and dot products, in AVX-512.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use super::{super::BLOCK, BYTES, ELSEWHERE};
-    use crate::kernels::few::avx512::{GROUPS, add, total};
+    use super::{
+        super::{BLOCK, Packed, PackedRow},
+        BYTES, ELSEWHERE,
+    };
+    use crate::kernels::{
+        dots::avx512::{ROWS, totals},
+        few::avx512::{GROUPS, add, together},
+    };
     use std::arch::x86_64::*;
 
     /// For each of eight bytes of codes, which of the 24 it reads; only the first three count.
@@ -143,6 +149,23 @@ pub(super) mod avx512 {
         }
     }
 
+    /// Dot products of the next rows with x.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; each row has so many exponents, as its codes ask for, and then whole blocks, at least one, so
+    /// that a vector can be read wherever exponents are; `even` and `odd` are as long as the blocks.
+    #[target_feature(enable = "popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
+    pub(in super::super) unsafe fn dots(mut rows: Packed, even: &[f32], odd: &[f32], y: &mut [f32]) {
+        for y in y.chunks_mut(ROWS) {
+            let mut sums = [_mm512_setzero_ps(); ROWS];
+            for (sum, row) in sums.iter_mut().take(y.len()).zip(&mut rows) {
+                // SAFETY: the caller's promise.
+                *sum = unsafe { products(&row, even, odd) };
+            }
+            y.copy_from_slice(&totals(&sums)[..y.len()]);
+        }
+    }
+
     /// What is the same for all blocks of a row.
     struct Row {
         /// The exponent of each code, 0 for those that lie elsewhere, eight times: a look-up heeds six bits of an index, of
@@ -152,16 +175,16 @@ pub(super) mod avx512 {
         bits: __m512i,
     }
 
-    /// Dot product of a row with x.
+    /// Products of a row with x, added up in 16 sums.
     ///
     /// # Safety
-    /// The CPU has the instructions; `row` has so many exponents, as its codes ask for, and then whole blocks, at least one, so
-    /// that a vector can be read wherever exponents are; `even` and `odd` are as long as the blocks.
+    /// As for [`dots`].
+    #[inline]
     #[target_feature(enable = "popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-    pub(in super::super) unsafe fn dot(top: u8, row: &[u8], elsewhere: usize, even: &[f32], odd: &[f32]) -> f32 {
-        let blocks = &row[elsewhere..];
+    unsafe fn products(row: &PackedRow, even: &[f32], odd: &[f32]) -> __m512 {
+        let (top, blocks) = (row.top, &row.bytes[row.list..]);
         let mut sums = [_mm512_setzero_ps(); 2 * GROUPS];
-        let (mut elsewhere, mut even, mut odd) = (row.as_ptr(), even.as_ptr(), odd.as_ptr());
+        let (mut elsewhere, mut even, mut odd) = (row.bytes.as_ptr(), even.as_ptr(), odd.as_ptr());
         let steps = _mm512_set1_epi64(i64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 0]));
         let near = !(0x0101_0101_0101_0101 << ELSEWHERE);
         let of_row = Row {
@@ -183,7 +206,7 @@ pub(super) mod avx512 {
                 add_block(&mut sums, 0, &of_row, last.as_ptr(), &mut elsewhere, even, odd);
             }
         }
-        total(&sums)
+        together(sums)
     }
 
     /// Loads a vector, in an instruction of its own: as part of the one that expands it, it makes decoding slower
@@ -206,7 +229,7 @@ pub(super) mod avx512 {
     /// Adds the products of a block with x to the sums from `group` on.
     ///
     /// # Safety
-    /// As for [`dot`].
+    /// As for [`dots`].
     #[inline]
     #[target_feature(enable = "popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
     unsafe fn add_block(
@@ -246,7 +269,10 @@ pub(super) mod avx512 {
     //! No other CPU has the form, as [`super::is_read`] says: nothing of this runs.
     #![allow(unsafe_code)]
 
-    use super::{super::BLOCK, BYTES};
+    use super::{
+        super::{BLOCK, Packed},
+        BYTES,
+    };
 
     /// # Safety
     /// None is asked for.
@@ -262,7 +288,5 @@ pub(super) mod avx512 {
 
     /// # Safety
     /// None is asked for.
-    pub(in super::super) unsafe fn dot(_: u8, _: &[u8], _: usize, _: &[f32], _: &[f32]) -> f32 {
-        0.0
-    }
+    pub(in super::super) unsafe fn dots(_: Packed, _: &[f32], _: &[f32], _: &mut [f32]) {}
 }

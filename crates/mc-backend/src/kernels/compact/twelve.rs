@@ -71,7 +71,10 @@ pub(super) mod avx2 {
     //! Making the form, and the dot product in the order of [`simd::dot`], in AVX2.
     #![allow(unsafe_code, clippy::wildcard_imports)]
 
-    use super::{super::BLOCK, BYTES, CODES, LISTED, ORDER};
+    use super::{
+        super::{BLOCK, Packed, PackedRow},
+        BYTES, CODES, LISTED, ORDER,
+    };
     use crate::kernels::{
         simd::{self, UNROLL},
         tile::LANES,
@@ -137,15 +140,28 @@ pub(super) mod avx2 {
         _mm256_testz_si256(far, far) == 1
     }
 
+    /// Dot products of the next rows with x.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; each row has as many whole blocks as x needs.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) unsafe fn dots(rows: Packed, x: &[f32], y: &mut [f32]) {
+        for (y, row) in y.iter_mut().zip(rows) {
+            // SAFETY: the caller's promise.
+            *y = unsafe { dot(&row, x) };
+        }
+    }
+
     /// Dot product of a row with x.
     ///
     /// # Safety
-    /// The CPU has the instructions; `row` has a list of so many bytes and then as many whole blocks as x needs.
+    /// As for [`dots`].
+    #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in super::super) unsafe fn dot(top: u8, row: &[u8], list: usize, x: &[f32]) -> f32 {
+    unsafe fn dot(row: &PackedRow, x: &[f32]) -> f32 {
         /// Bytes ahead of those in use that are fetched.
         const AHEAD: usize = 4096;
-        let (list, blocks) = row.split_at(list);
+        let (top, (list, blocks)) = (row.top, row.bytes.split_at(row.list));
         let (mut list, blocks) = (List(list.as_chunks().0), blocks.as_chunks::<BYTES>().0);
         let mut next = list.block();
         let table = table(top);
@@ -247,7 +263,10 @@ pub(super) mod avx2 {
     //! No other CPU has the form, as [`super::super::Code::is_read`] says: nothing of this runs.
     #![allow(unsafe_code)]
 
-    use super::{super::BLOCK, BYTES};
+    use super::{
+        super::{BLOCK, Packed},
+        BYTES,
+    };
 
     /// # Safety
     /// None is asked for.
@@ -257,7 +276,5 @@ pub(super) mod avx2 {
 
     /// # Safety
     /// None is asked for.
-    pub(in super::super) unsafe fn dot(_: u8, _: &[u8], _: usize, _: &[f32]) -> f32 {
-        0.0
-    }
+    pub(in super::super) unsafe fn dots(_: Packed, _: &[f32], _: &mut [f32]) {}
 }

@@ -188,3 +188,38 @@ proptest! {
         }
     }
 }
+
+/// Two queries over many keys.
+fn of_long(q: impl Fn(usize) -> f32) -> (Shape, [Heads; 3]) {
+    let s = shape((1, 2, 1001, 2, 3, 48), true, None, 1);
+    let (query, key) = ((1, s.queries, s.heads, s.dim), (1, s.keys, s.kv_heads, s.dim));
+    let mut heads = [(query, 1), (key, 2), (key, 3)].map(|(size, seed)| Heads::new(size, 0, seed));
+    if let Numbers::F32(x) = &mut heads[0].numbers {
+        x.iter_mut().enumerate().for_each(|(i, x)| *x += q(i));
+    }
+    (s, heads)
+}
+
+#[test]
+fn a_few_queries_over_many_keys_are_the_same_on_any_number_of_threads() {
+    let (s, [q, k, v]) = of_long(|_| 0.0);
+    let run = |threads| {
+        let mut out = vec![f32::NAN; s.queries * s.heads * s.dim];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| attention::decode(&s, q.view(), k.view(), v.view(), &mut out));
+        out
+    };
+    let one = run(1);
+    check_all(&one, &expected(&s, Arithmetic::F32, [&q, &k, &v, &q]).out, 4e-6);
+    assert!(one == run(2) && one == run(3));
+}
+
+/// A query that is no number has no output that is one: its scores are no reason to take its keys for unseen.
+#[test]
+fn a_query_that_is_no_number_gives_none() {
+    let (s, [q, k, v]) = of_long(|i| if i < 200 { f32::NAN } else { 0.0 });
+    let mut out = vec![0.0; s.queries * s.heads * s.dim];
+    attention::decode(&s, q.view(), k.view(), v.view(), &mut out);
+    let (of_nan, rest) = out.split_at(3 * s.dim);
+    assert!(of_nan.iter().all(|x| x.is_nan()) && rest[3 * s.dim..].iter().all(|x| x.is_finite()));
+}

@@ -1,0 +1,57 @@
+//! Attention of a few queries: dot products, softmax, weighted sum, of keys and values as they lie.
+//!
+//! Each head of each query by itself: the heads that share keys read them from a cache that all cores share. Keys in pieces, which
+//! those heads go over together, were no faster (docs/benchmarks.md).
+
+use super::{Shape, View, exponents};
+use crate::kernels::{
+    dots::dots,
+    scratch::Scratch,
+    simd::{self, simd},
+};
+use rayon::prelude::*;
+
+/// `softmax(q·kᵀ·scale)·v` of a few queries: `out` is `(b, tq, heads, d)`.
+pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
+    /// Multiplications below which handing work over costs more than it.
+    const SMALL: usize = 12 * 1024;
+    let (d, group) = (s.dim, s.heads / s.kv_heads);
+    let unit = |(unit, out): (usize, &mut [f32])| {
+        let (b, i, h) = s.query(unit);
+        let first = s.visible(b, i).start;
+        let mut scores = Scratch::new(s.visible(b, i).len());
+        let scores = scores.f32();
+        let (_, inverse) = exponents_of(s, (b, i, h), (q, k), scores);
+        simd(
+            #[inline(always)]
+            || {
+                simd::weighted(|j| v.row(b, first + j, h / group, d), scores, out);
+                for o in out.iter_mut() {
+                    *o *= inverse;
+                }
+            },
+        );
+    };
+    if s.batch * s.queries * s.heads * s.keys * d < SMALL {
+        out.chunks_exact_mut(d).enumerate().for_each(unit);
+    } else {
+        out.par_chunks_exact_mut(d).enumerate().for_each(unit);
+    }
+}
+
+/// `ln Σ exp(score)` of a few queries, which [`decode`] does not keep.
+pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
+    let sum = |unit: usize| {
+        let (b, i, h) = s.query(unit);
+        exponents_of(s, (b, i, h), (q, k), Scratch::new(s.visible(b, i).len()).f32()).0
+    };
+    (0..s.batch * s.queries * s.heads).map(sum).collect()
+}
+
+/// What [`exponents`] makes of the scores of head h of query i against the keys that it sees.
+fn exponents_of(s: &Shape, (b, i, h): (usize, usize, usize), (q, k): (View, View), scores: &mut [f32]) -> (f32, f32) {
+    let (keys, kv) = (s.visible(b, i), h / (s.heads / s.kv_heads));
+    dots(|j| k.row(b, keys.start + j, kv, s.dim), q.row(b, i, h, s.dim), scores);
+    s.add_bias(scores, (i, h), keys.start);
+    exponents(scores, &keys, keys.start, s.scale)
+}
