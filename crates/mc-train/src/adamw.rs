@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 /// Settings of [`AdamW`] beside its learning rate; the defaults are torch's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AdamWConfig {
     /// How much of the mean of gradients is kept at a step, in `0..1`.
     pub beta1: f64,
@@ -279,6 +280,19 @@ mod tests {
             Tensor::new(&[2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1 * 1e-3 / (1e-3 + 1e-8), 0.5 * 0.95], &Device::Cpu)?;
         assert_close("x", &x, &expected, Tolerance::relative(1e-6));
         assert_eq!(optimizer.steps(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_learning_rate_is_refused() -> Result<()> {
+        let x = [("x".to_string(), Var::new(&[2f32], &Device::Cpu)?)];
+        for (lr, said) in [(-1.0, "`lr` is -1.0"), (f64::NAN, "`lr` is NaN"), (f64::INFINITY, "`lr` is inf")] {
+            let error = AdamW::new(&x, lr, AdamWConfig::default()).map(drop).map_err(|e| e.to_string());
+            assert!(error.is_err_and(|e| e.contains(said)), "{lr}");
+        }
+        // It is beside the settings, and no setting that nobody reads.
+        let settings = r#"{"lr":1.0,"beta1":0.9,"beta2":0.999,"eps":1e-8,"weight_decay":0.0}"#;
+        assert!(serde_json::from_str::<AdamWConfig>(settings).is_err());
         Ok(())
     }
 

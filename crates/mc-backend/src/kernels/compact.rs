@@ -185,6 +185,7 @@ impl Compact {
     pub(crate) fn dots(&self, first: usize, x: Row, y: &mut [f32]) {
         let half = self.width.next_multiple_of(BLOCK) / 2;
         assert!(x.even.len() >= half && x.odd.len() >= half && x.x.len() >= self.width, "x is shorter than a row");
+        assert!(first + y.len() < self.starts.len(), "more products than rows");
         let rows = Packed { code: self.code, width: self.width, rest: &self.rows[self.starts[first]..] };
         // SAFETY: `of` makes the form only where the CPU has the instructions, a row's exponents are as many as its codes
         // ask for, and the halves of x are as long as the blocks, as asserted.
@@ -205,7 +206,8 @@ struct Packed<'a> {
     rest: &'a [u8],
 }
 
-/// A row: its top, how many bytes list what lies elsewhere, and those bytes with the blocks behind them.
+/// A row, which only CPUs with the form take apart: its top, how many bytes list what lies elsewhere, and those bytes with the blocks behind them.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 struct PackedRow<'a> {
     top: u8,
     list: usize,

@@ -1,9 +1,9 @@
 //! Dot products of rows with an `f32` vector. Rows are of `f32`, or of narrower numbers that are widened as they are read.
 //!
 //! A row's products are added up in 64 sums, those in 16, and those by halves, as [`super::simd::dot`] does it: every form gives the same
-//! bits. The last sums of several rows are added up together, as one row's by themselves take longer than its products. In vectors
-//! by hand: of a loop over 16 numbers the compiler makes single multiplications, and of those vectors of two, four and eight
-//! (a query over 4,096 keys took twice as long, docs/benchmarks.md).
+//! bits. On x86 the last sums of several rows are added up together, as one row's by themselves take longer than its products, and
+//! vectors are written by hand: of a loop over 16 numbers the compiler makes single multiplications, and of those vectors of two,
+//! four and eight (docs/benchmarks.md).
 
 #[cfg(target_arch = "x86_64")]
 use super::cpu;
@@ -247,6 +247,8 @@ pub(super) mod avx512 {
         let two = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
         let (a, b) = (two(quarters[0], quarters[1]), two(quarters[2], quarters[3]));
         let all = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
+        // Of nothing but zeros it is 0 whatever their signs, which what pads a row may change.
+        let all = _mm512_add_ps(all, _mm512_setzero_ps());
         let mut totals = [0.0; ROWS];
         // SAFETY: as many numbers as a vector has.
         unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), all) };
@@ -328,6 +330,7 @@ mod avx2 {
         let two = |a, b| _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
         let (a, b) = (two(halves[0], halves[1]), two(halves[2], halves[3]));
         let all = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b));
+        let all = _mm256_add_ps(all, _mm256_setzero_ps());
         let mut totals = [0.0; ROWS];
         // SAFETY: as many numbers as a vector has.
         unsafe { _mm256_storeu_ps(totals.as_mut_ptr(), all) };
@@ -379,5 +382,17 @@ mod tests {
         every_form_gives_the_same_bits(|i| f16::from_bits(bits(i) as u16 & 0xFBFF));
         every_form_gives_the_same_bits(|i| bf16::from_bits(bits(i) as u16 & 0xBFFF));
         every_form_gives_the_same_bits(|i| f32::from_bits(bits(i) as u32 & 0xBFFF_FFFF));
+    }
+    /// Products that are too small for any number but -0, with and without numbers that pad a row.
+    #[test]
+    fn of_nothing_but_zeros() {
+        for width in [16, 17, 63, 64, 160, 250] {
+            let (row, x) = (vec![-1e-30f32; width], vec![1e-30; width]);
+            let row = |_: usize| &row[..];
+            let mut found = [[0f32; 3]; 3];
+            plain(row, &x, &mut found[0]);
+            let done = [dots_avx512(row, &x, &mut found[1]), dots_avx2(row, &x, &mut found[2])];
+            assert!(found.as_flattened().iter().all(|x| x.to_bits() == 0), "{width}: {found:?}, {done:?}");
+        }
     }
 }

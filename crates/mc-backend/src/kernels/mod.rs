@@ -9,7 +9,6 @@ pub(crate) mod compact;
 pub(crate) mod cpu;
 pub(crate) mod dots;
 pub(crate) mod few;
-
 pub(crate) mod operand;
 pub(crate) mod rows;
 pub(crate) mod scratch;

@@ -113,7 +113,7 @@ pub(crate) fn widen<T: Element>(from: &[T], to: &mut [f32]) {
     }
 }
 
-/// The sum of all lanes, by halves.
+/// The sum of all lanes, by halves; of nothing but zeros of either sign it is 0.
 #[inline(always)]
 pub(crate) fn total(sums: [f32; LANES]) -> f32 {
     let mut sums = sums;
@@ -124,7 +124,7 @@ pub(crate) fn total(sums: [f32; LANES]) -> f32 {
         }
         width /= 2;
     }
-    sums[0]
+    sums[0] + 0.0
 }
 
 /// How many times [`LANES`] sums [`dot`] has.

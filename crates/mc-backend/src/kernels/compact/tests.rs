@@ -203,3 +203,24 @@ fn what_would_save_little_is_not_made() {
     assert!(!serves(0) && !serves(3));
     assert!(!serves((1 << 24) - 2), "a row of zeros would not fit its header");
 }
+
+/// Many at a time, as many as are added up together and not, they are what they are one by one.
+#[test]
+fn products_do_not_depend_on_their_neighbours() {
+    for code in codes() {
+        let (w, x) = (numbers(37, 250, 9), [0.5; 250]);
+        let form = Compact::of(code, &w, 250).expect("it saves an eighth");
+        let all: [f32; 37] = products(&form, 0, &x);
+        for (i, y) in all.into_iter().enumerate() {
+            let [alone] = products(&form, i, &x);
+            assert!(y.to_bits() == alone.to_bits() || y.is_nan() && alone.is_nan(), "{code:?}, row {i}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "more products than rows")]
+fn rows_that_are_not_there_are_refused() {
+    let Some(form) = Compact::new(&numbers(3, 64, 1), 64) else { panic!("more products than rows: no form here") };
+    let _: [f32; 2] = products(&form, 2, &[1.0; 64]);
+}
