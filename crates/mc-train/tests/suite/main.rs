@@ -24,10 +24,15 @@ fn adapter_config() -> LoRAAdapterConfig {
 
 /// Examples of random tokens and lengths, their first tokens a prompt.
 fn random_data(seed: u64, count: usize) -> Dataset {
+    answered(seed, count, 0)
+}
+
+/// The prompts of [`random_data`] with answers whose tokens are further on by so much: those of 0 are learnt at their expense.
+fn answered(seed: u64, count: usize, by: u32) -> Dataset {
     let mut stream = Stream::new(seed, Purpose::Sample, 0);
     let mut example = || {
         let length = 4 + stream.below(7) as usize;
-        let ids = (0..length).map(|_| stream.below(90)).collect();
+        let ids = (0..length).map(|i| (stream.below(90) + if i >= 2 { by } else { 0 }) % 90).collect();
         Example::new(ids, (0..length).map(|i| i >= 2).collect())
     };
     Dataset::from_examples((0..count).map(|_| example()))

@@ -322,15 +322,16 @@ fn training_learns_and_the_best_adapter_is_kept() {
     };
     let mut trainer = trainer(config);
     let before = evaluate(&**trainer.model(), None, &train, 3).unwrap();
-    // Held-out data of another distribution: what is learnt harms there.
-    let metrics = trainer.train_with_eval(&train, Some(&random_data(9, 5))).unwrap();
+    // Held-out data with other answers: what is learnt harms there.
+    let held_out = crate::answered(1, 7, 45);
+    let metrics = trainer.train_with_eval(&train, Some(&held_out)).unwrap();
     let after = evaluate(&**trainer.model(), Some(trainer.lora_adapter()), &train, 3).unwrap();
     assert!(after.loss < 0.5 * before.loss, "{before:?} {after:?}");
     assert!((after.perplexity - after.loss.exp()).abs() < 1e-9 && after.tokens == train.report().supervised_tokens);
     let (best, last) = (metrics.best.unwrap(), metrics.eval.unwrap());
-    assert!(best.loss < last.loss && best.step < 60, "{best:?} {last:?}");
+    assert!(best.loss + 0.3 < last.loss && best.step < 60, "{best:?} {last:?}");
     let kept = LoRAAdapter::load(&**trainer.model(), RunFiles::new(dir.path()).best()).unwrap();
-    let kept = evaluate(&**trainer.model(), Some(&kept), &random_data(9, 5), 2).unwrap();
+    let kept = evaluate(&**trainer.model(), Some(&kept), &held_out, 2).unwrap();
     assert!((kept.loss - best.loss).abs() < 1e-12 * best.loss);
 }
 
