@@ -206,13 +206,8 @@ struct Packed<'a> {
     rest: &'a [u8],
 }
 
-/// A row, which only CPUs with the form take apart: its top, how many bytes list what lies elsewhere, and those bytes with the blocks behind them.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-struct PackedRow<'a> {
-    top: u8,
-    list: usize,
-    bytes: &'a [u8],
-}
+/// A row: its top, how many bytes list what lies elsewhere, and those bytes with the blocks behind them.
+type PackedRow<'a> = (u8, usize, &'a [u8]);
 
 impl<'a> Iterator for Packed<'a> {
     type Item = PackedRow<'a>;
@@ -222,7 +217,7 @@ impl<'a> Iterator for Packed<'a> {
         let (top, elsewhere) = (header as u8, (header >> 8) as usize);
         let (row, rest) = self.rest.split_at_checked(self.code.row_bytes(self.width, elsewhere))?;
         self.rest = rest;
-        Some(PackedRow { top, list: elsewhere * self.code.listed(), bytes: &row[HEADER..] })
+        Some((top, elsewhere * self.code.listed(), &row[HEADER..]))
     }
 }
 

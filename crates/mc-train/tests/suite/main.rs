@@ -27,7 +27,7 @@ fn random_data(seed: u64, count: usize) -> Dataset {
     answered(seed, count, 0)
 }
 
-/// The prompts of [`random_data`] with answers whose tokens are further on by so much: those of 0 are learnt at their expense.
+/// The prompts of [`random_data`] with other answers, whose tokens are further on by so much: who learns one kind does worse on the other.
 fn answered(seed: u64, count: usize, by: u32) -> Dataset {
     let mut stream = Stream::new(seed, Purpose::Sample, 0);
     let mut example = || {

@@ -160,7 +160,7 @@ pub(super) mod avx512 {
             let mut sums = [_mm512_setzero_ps(); ROWS];
             for (sum, row) in sums.iter_mut().take(y.len()).zip(&mut rows) {
                 // SAFETY: the caller's promise.
-                *sum = unsafe { products(&row, even, odd) };
+                *sum = unsafe { products(row, even, odd) };
             }
             y.copy_from_slice(&totals(&sums)[..y.len()]);
         }
@@ -181,10 +181,10 @@ pub(super) mod avx512 {
     /// As for [`dots`].
     #[inline]
     #[target_feature(enable = "popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2")]
-    unsafe fn products(row: &PackedRow, even: &[f32], odd: &[f32]) -> __m512 {
-        let (top, blocks) = (row.top, &row.bytes[row.list..]);
+    unsafe fn products((top, list, row): PackedRow, even: &[f32], odd: &[f32]) -> __m512 {
+        let blocks = &row[list..];
         let mut sums = [_mm512_setzero_ps(); 2 * GROUPS];
-        let (mut elsewhere, mut even, mut odd) = (row.bytes.as_ptr(), even.as_ptr(), odd.as_ptr());
+        let (mut elsewhere, mut even, mut odd) = (row.as_ptr(), even.as_ptr(), odd.as_ptr());
         let steps = _mm512_set1_epi64(i64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 0]));
         let near = !(0x0101_0101_0101_0101 << ELSEWHERE);
         let of_row = Row {

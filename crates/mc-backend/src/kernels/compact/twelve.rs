@@ -148,7 +148,7 @@ pub(super) mod avx2 {
     pub(in super::super) unsafe fn dots(rows: Packed, x: &[f32], y: &mut [f32]) {
         for (y, row) in y.iter_mut().zip(rows) {
             // SAFETY: the caller's promise.
-            *y = unsafe { dot(&row, x) };
+            *y = unsafe { dot(row, x) };
         }
     }
 
@@ -158,10 +158,10 @@ pub(super) mod avx2 {
     /// As for [`dots`].
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn dot(row: &PackedRow, x: &[f32]) -> f32 {
+    unsafe fn dot((top, list, row): PackedRow, x: &[f32]) -> f32 {
         /// Bytes ahead of those in use that are fetched.
         const AHEAD: usize = 4096;
-        let (top, (list, blocks)) = (row.top, row.bytes.split_at(row.list));
+        let (list, blocks) = row.split_at(list);
         let (mut list, blocks) = (List(list.as_chunks().0), blocks.as_chunks::<BYTES>().0);
         let mut next = list.block();
         let table = table(top);
