@@ -9,7 +9,7 @@ use super::{
     holds,
     operand::{Matrix, Panels, Part, Rows, round},
     scratch::Scratch,
-    simd::{self, exp, simd},
+    softmax,
     tile::{Arithmetic, LANES, ROWS, Start},
 };
 use crate::{ops::RelativeBias, weight::Elements};
@@ -269,29 +269,26 @@ impl Packed {
 
 /// Calls `f(row of the batch, queries, their rows of y, their sums)` for tiles of queries, in parallel.
 ///
-/// `y` has a row of this width for each query, and may be longer; `sums` is `(b·t, heads)`.
+/// `y` has a row of this width for each query, and may be longer; `sums` is `(b·t, heads)`, or empty.
 pub(crate) fn over_tiles<T: Send>(
     s: &Shape,
-    (y, width): (&mut [T], usize),
-    sums: &mut [f32],
+    (mut y, width): (&mut [T], usize),
+    mut sums: &mut [f32],
     f: impl Fn(usize, Range<usize>, &mut [T], &mut [f32]) + Sync,
 ) {
-    let (tiles, t) = (s.tiles_at_once(s.tile()), s.queries);
-    let rows = y.par_chunks_mut((t * width).max(1)).zip(sums.par_chunks_mut((t * s.heads).max(1)));
-    rows.enumerate().for_each(|(b, (mut y, mut sums))| {
-        let mut parts = Vec::with_capacity(tiles.len());
-        for tile in &tiles {
-            let n = tile.len();
-            let y = y.split_off_mut(..n * width).unwrap_or_default();
-            parts.push((tile.clone(), y, sums.split_off_mut(..n * s.heads).unwrap_or_default()));
-        }
-        parts.into_par_iter().for_each(|(tile, y, sums)| f(b, tile, y, sums));
-    });
+    let tiles = s.tiles_at_once(s.tile());
+    let mut parts = Vec::with_capacity(s.batch * tiles.len());
+    for (b, tile) in (0..s.batch).flat_map(|b| tiles.iter().map(move |tile| (b, tile.clone()))) {
+        let (of_y, of_sums) = (tile.len() * width, tile.len() * s.heads);
+        let y = y.split_off_mut(..of_y).unwrap_or_default();
+        parts.push((b, tile, y, sums.split_off_mut(..of_sums).unwrap_or_default()));
+    }
+    parts.into_par_iter().for_each(|(b, tile, y, sums)| f(b, tile, y, sums));
 }
 
 /// `softmax(q·kᵀ·scale)·v` of one tile of queries, all heads: `out` is `(tile, heads·d)`.
 ///
-/// `sums` becomes `ln Σ exp(score)` of each query and head, `(tile, heads)`.
+/// `sums` becomes `ln Σ exp(score)` of each query and head, `(tile, heads)`, unless it is empty.
 pub(crate) fn forward(
     s: &Shape,
     packed: &Packed,
@@ -303,7 +300,8 @@ pub(crate) fn forward(
     let (d, width) = (s.dim, s.heads * s.dim);
     let mut of_tile = Tile::new(s, packed.arithmetic, (b, tile));
     for h in 0..s.heads {
-        of_tile.attend(s, packed.head(s, b, h), h, q, (&mut out[h * d..], width), (&mut sums[h..], s.heads));
+        let sums = sums.get_mut(h..).unwrap_or_default();
+        of_tile.attend(s, packed.head(s, b, h), h, q, (&mut out[h * d..], width), (sums, s.heads));
     }
 }
 
@@ -315,12 +313,12 @@ pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3]
     let attended = |unit: usize| {
         let head = PackedHead::new(s, arithmetic, (k, v), unit, false);
         let (b, first) = (unit / s.kv_heads, unit % s.kv_heads * group);
-        let (mut attended, mut sums) = (Scratch::new(t * width), vec![0f32; t]);
+        let mut attended = Scratch::new(t * width);
         for tile in &tiles {
             let mut of_tile = Tile::new(s, arithmetic, (b, tile.clone()));
             let rows = &mut attended.f32()[tile.start * width..tile.end * width];
             for g in 0..group {
-                of_tile.attend(s, &head, first + g, q, (&mut rows[g * d..], width), (&mut sums, 1));
+                of_tile.attend(s, &head, first + g, q, (&mut rows[g * d..], width), (&mut [], 1));
             }
         }
         attended
@@ -339,7 +337,7 @@ struct Tile {
     b: usize,
     queries: Range<usize>,
     keys: Range<usize>,
-    /// `(queries, keys)`, with rows up to a multiple of a tile's.
+    /// `(queries, keys)`, rows [`score_stride`] apart, and so many that they are a multiple of a tile's.
     scores: Scratch,
     /// The same as probabilities, where they must be rounded.
     p: Option<Rows>,
@@ -350,12 +348,12 @@ impl Tile {
     fn new(s: &Shape, arithmetic: Arithmetic, (b, queries): (usize, Range<usize>)) -> Self {
         let keys = s.keys_of_tile(b, &queries);
         let (t, n) = (queries.len(), keys.len());
-        let scores = Scratch::new(t.next_multiple_of(ROWS) * n);
+        let scores = Scratch::new(t.next_multiple_of(ROWS) * score_stride(n));
         let p = (arithmetic != Arithmetic::F32).then(|| Rows::new(arithmetic, t, &[n]));
         Self { arithmetic, b, queries, keys, scores, p, inverse: vec![0.0; t] }
     }
 
-    /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and `ln Σ exp(score)` into `sums`, with their strides.
+    /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and `ln Σ exp(score)` into `sums` unless it is empty, with their strides.
     fn attend(
         &mut self,
         s: &Shape,
@@ -368,17 +366,21 @@ impl Tile {
         let (arithmetic, b, d, t, n) = (self.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
         let (scores, p) = (self.scores.f32(), &mut self.p);
         let side = q.side(arithmetic, (b, self.queries.start, h), (t, d));
-        let whole = (0..head.keys_t.depth, self.keys.clone());
-        head.keys_t.multiply_part(t, side.left(), whole, Start::Zero, (&mut *scores, n));
+        let (whole, of_row) = ((0..head.keys_t.depth, self.keys.clone()), score_stride(n));
+        head.keys_t.multiply_part(t, side.left(), whole, Start::Zero, (&mut *scores, of_row));
         for (i, row) in self.queries.clone().enumerate() {
-            let x = &mut scores[i * n..(i + 1) * n];
-            s.add_bias(x, (row, h), self.keys.start);
-            (sums[i * sums_stride], self.inverse[i]) = exponents(x, &s.visible(b, row), self.keys.start, s.scale);
+            let x = &mut scores[i * of_row..(i + 1) * of_row];
+            s.add_bias(&mut x[..n], (row, h), self.keys.start);
+            let sum = exponents(x, n, &s.visible(b, row), self.keys.start, s.scale);
+            self.inverse[i] = sum.inverse();
+            if let Some(log) = sums.get_mut(i * sums_stride) {
+                *log = sum.log();
+            }
             if let Some(p) = p {
-                round(arithmetic, x, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+                round(arithmetic, &x[..n], &mut p.units[i * p.stride..(i + 1) * p.stride]);
             }
         }
-        let p = p.as_ref().map_or((bytemuck::cast_slice(scores), n), Rows::left);
+        let p = p.as_ref().map_or((bytemuck::cast_slice(scores), of_row), Rows::left);
         let depth = arithmetic.units(self.keys.start);
         let part = (depth..depth + arithmetic.units(n), 0..d);
         head.values.multiply_part(t, p, part, Start::Zero, (&mut *out, stride));
@@ -388,27 +390,43 @@ impl Tile {
     }
 }
 
-/// Turns a row of scores against the keys from `first` on into `exp(score·scale − maximum)`, 0 where no key is seen;
-/// returns the logarithm of the sum of `exp(score·scale)` and the inverse of the sum of what is in the row.
-fn exponents(x: &mut [f32], seen: &Range<usize>, first: usize, scale: f32) -> (f32, f32) {
-    let seen = within(seen, first, x.len());
-    x[..seen.start].fill(0.0);
-    x[seen.end..].fill(0.0);
-    let x = &mut x[seen];
-    if x.is_empty() {
-        return (f32::NEG_INFINITY, 0.0);
+/// From one row of `n` scores to the next: wherever what is seen of them ends, whole vectors from its beginning on are in the row.
+fn score_stride(n: usize) -> usize {
+    (n + LANES - 1).next_multiple_of(LANES)
+}
+
+/// The sum of a row, `Σ exp(score·scale − top)`; 0 of no key.
+#[derive(Clone, Copy)]
+struct RowSum {
+    top: f32,
+    sum: f32,
+}
+
+impl RowSum {
+    /// `ln Σ exp(score·scale)`
+    fn log(self) -> f32 {
+        self.top + self.sum.ln()
     }
-    simd(
-        #[inline(always)]
-        || {
-            let top = simd::max(x) * scale;
-            for v in x.iter_mut() {
-                *v = exp(v.mul_add(scale, -top));
-            }
-            let sum = simd::sum_of(x, |v| v);
-            (top + sum.ln(), 1.0 / sum)
-        },
-    )
+    /// What makes probabilities of the row; 0 of no key.
+    fn inverse(self) -> f32 {
+        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
+    }
+}
+
+/// Turns a row of `n` scores against the keys from `first` on into `exp(score·scale − top)`, with their maximum for top, 0 where no key
+/// is seen; returns their sum. The row is [`score_stride`] long.
+fn exponents(x: &mut [f32], n: usize, seen: &Range<usize>, first: usize, scale: f32) -> RowSum {
+    let seen = within(seen, first, n);
+    x[..seen.start].fill(0.0);
+    if seen.is_empty() {
+        x[seen.end..n].fill(0.0);
+        return RowSum { top: f32::NEG_INFINITY, sum: 0.0 };
+    }
+    let of_seen = &mut x[seen.start..];
+    let top = softmax::max(of_seen, seen.len()) * scale;
+    let sum = softmax::exp_row(of_seen, seen.len(), scale, top);
+    x[seen.end..n].fill(0.0);
+    RowSum { top, sum }
 }
 
 /// A range of keys counted from `first`, at most `n`.

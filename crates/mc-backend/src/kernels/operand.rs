@@ -160,19 +160,16 @@ pub(crate) fn matrix(arithmetic: Arithmetic, units: &[u32], stride: usize) -> Ma
 
 /// Numbers as units.
 pub(crate) fn round(arithmetic: Arithmetic, x: &[f32], units: &mut [u32]) {
-    simd(
-        #[inline(always)]
-        || match arithmetic {
-            Arithmetic::F32 => units.iter_mut().zip(x).for_each(|(u, x)| *u = x.to_bits()),
-            Arithmetic::BF16 => {
-                let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
-                halves.iter_mut().zip(x).for_each(|(h, x)| *h = x.nearest());
-                if let Some(rest) = halves.get_mut(x.len()..x.len().next_multiple_of(2)) {
-                    rest.fill(bf16::ZERO);
-                }
+    match arithmetic {
+        Arithmetic::F32 => units[..x.len()].copy_from_slice(bytemuck::cast_slice(x)),
+        Arithmetic::BF16 => {
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(units);
+            super::round::nearest(x, halves);
+            if let Some(rest) = halves.get_mut(x.len()..x.len().next_multiple_of(2)) {
+                rest.fill(bf16::ZERO);
             }
-        },
-    );
+        }
+    }
 }
 
 /// Rows of `width` numbers as rows of units that begin `stride` apart.

@@ -3,7 +3,7 @@
 //! Loops are written over fixed-size lanes, which the compiler turns into vector instructions of whatever width
 //! [`simd`] has enabled. Sums run over 16 partial sums that are added in a fixed order.
 
-use super::{tile::LANES, transpose};
+use super::{round, tile::LANES, transpose};
 use half::{bf16, f16};
 
 /// Runs `f` once, compiled for the best instruction set of this CPU. `f` and what it calls must be `#[inline(always)]`.
@@ -53,7 +53,7 @@ impl Element for f32 {
     const OF_UNIT: usize = 1;
     #[inline(always)]
     fn fast_pairs(x: &[Self], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-        transpose::rounded_pairs(x, stride, pairs)
+        round::pairs(x, stride, pairs)
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -206,38 +206,36 @@ pub(crate) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     total(sums)
 }
 
-#[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let mut maxima = [f32::NEG_INFINITY; LANES];
-    let mut chunks = x.chunks_exact(LANES);
-    for c in &mut chunks {
-        for i in 0..LANES {
-            maxima[i] = if c[i] > maxima[i] { c[i] } else { maxima[i] };
-        }
-    }
-    let rest = chunks.remainder().iter().copied();
-    maxima.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
-}
-
 /// `eˣ` with a relative error below 2·10⁻⁷; 0 below −87.3, capped above 88.
 ///
 /// `x = n·ln 2 + r`, `|r| ≤ ½ ln 2`; `eʳ` by its Taylor polynomial of degree 7 and `2ⁿ` by the exponent bits
 /// (Cody and Waite, "Software Manual for the Elementary Functions", 1980, chapter 6). NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer in the low mantissa bits
-    let clamped = if x > 88.0 { 88.0 } else { x };
-    let clamped = if clamped < -88.0 { -88.0 } else { clamped };
+    use exp::{LARGEST, LEAST, LN_2, ROUND, TAYLOR};
+    let clamped = if x > LARGEST { LARGEST } else { x };
+    let clamped = if clamped < -LARGEST { -LARGEST } else { clamped };
     let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = n.mul_add(-0.693_359_4, clamped);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = r.mul_add(p, c);
+    let r = n.mul_add(LN_2[0], clamped);
+    let r = n.mul_add(LN_2[1], r);
+    let mut p = TAYLOR[0];
+    for c in &TAYLOR[1..] {
+        p = r.mul_add(p, *c);
     }
     let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
-    if x < -87.3 { 0.0 } else { p * scale }
+    if x < LEAST { 0.0 } else { p * scale }
+}
+
+/// The numbers of [`exp()`].
+pub(crate) mod exp {
+    pub(crate) const LEAST: f32 = -87.3;
+    pub(crate) const LARGEST: f32 = 88.0;
+    /// 1.5 · 2²³: adding it rounds to an integer in the low mantissa bits.
+    pub(crate) const ROUND: f32 = 12_582_912.0;
+    /// −ln 2 in two parts, the first of so few bits that n times it is exact.
+    pub(crate) const LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
+    pub(crate) const TAYLOR: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
 }
 
 #[cfg(test)]
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn dot_sum_and_max_on_odd_lengths() {
+    fn dot_and_sum_on_odd_lengths() {
         for n in [0, 1, 15, 16, 17, 63, 64, 65, 130, 1001] {
             let a: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
             let b: Vec<f32> = (0..n).map(|i| ((i * 53 % 89) as f32 - 40.0) / 64.0).collect();
@@ -278,7 +276,6 @@ mod tests {
             assert!((f64::from(simd(|| dot(&a, &b))) - exact).abs() < 1e-3, "{n}");
             let sum: f64 = a.iter().map(|a| f64::from(*a)).sum();
             assert!((f64::from(simd(|| sum_of(&a, |v| v))) - sum).abs() < 1e-3, "{n}");
-            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }
 }

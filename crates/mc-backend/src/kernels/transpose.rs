@@ -71,26 +71,8 @@ pub(crate) fn pairs(x: &[bf16], stride: usize, pairs: &mut [[u32; LANES]]) -> bo
     false
 }
 
-/// As [`pairs`], of numbers that are rounded to `bf16`.
-#[inline(always)]
-pub(crate) fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx512() {
-        check_rows(x.len(), stride, pairs.len());
-        // SAFETY: the CPU has AVX-512, and two rows for each pair are in bounds.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx512::rounded_pairs(x, stride, pairs);
-        }
-        return true;
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, stride, pairs);
-    false
-}
-
 #[cfg(target_arch = "x86_64")]
-fn check_rows(len: usize, stride: usize, pairs: usize) {
+pub(super) fn check_rows(len: usize, stride: usize, pairs: usize) {
     assert!(pairs == 0 || stride > 0 && super::holds(len, 2 * pairs, stride, LANES), "rows of pairs out of bounds");
 }
 
@@ -116,35 +98,6 @@ mod avx512 {
                 _mm512_storeu_si512(pairs.as_mut_ptr().cast(), _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)));
             }
         }
-    }
-
-    /// # Safety
-    /// As for [`pairs`].
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn rounded_pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) {
-        for (i, pairs) in pairs.iter_mut().enumerate() {
-            // SAFETY: 16 numbers are 512 bits.
-            unsafe {
-                let row = x.as_ptr().add(2 * i * stride);
-                let low = nearest(_mm512_loadu_si512(row.cast()));
-                let high = nearest(_mm512_loadu_si512(row.add(stride).cast()));
-                let both = _mm512_or_si512(_mm512_srli_epi32::<16>(low), high);
-                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), both);
-            }
-        }
-    }
-
-    /// The bits of each number rounded to `bf16`, in its upper half; the lower one is zero. As `Element::nearest`.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn nearest(bits: __m512i) -> __m512i {
-        let upper = _mm512_set1_epi32(-0x1_0000);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF_FFFF));
-        let nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F80_0000));
-        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-        _mm512_and_si512(_mm512_mask_blend_epi32(nan, rounded, quiet), upper)
     }
 
     /// # Safety
@@ -317,7 +270,6 @@ mod tests {
         assert_eq!(done, has_avx512());
         if done {
             for stride in [17, usize::MAX / 15 + 2, usize::MAX] {
-                assert!(fails(&|| rounded_pairs(&x[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");
                 assert!(fails(&|| pairs(&halves[..3 * 17 + 15], stride, &mut [[0; LANES]; 2])), "{stride}");
             }
             assert!(fails(&|| pairs(&halves, 0, &mut [[0; LANES]; 2])));

@@ -7,7 +7,7 @@ use crate::{
         self,
         operand::{Matrix, Panels, Part, Rows, round},
         scratch::Scratch,
-        simd::{self, simd},
+        softmax,
         tile::{Arithmetic, LANES, Start},
     },
 };
@@ -114,7 +114,7 @@ impl Head<'_> {
         let ((_, d), n, arithmetic) = (self.size, targets.len(), self.arithmetic);
         let mut sums = vec![Sums { top: f32::NEG_INFINITY, sum: 0.0, at_target: 0.0 }; n];
         let mut gradient = Scratch::new(if wants_gradient { n * d } else { 0 });
-        let mut logits = Scratch::new(TILE.min(n) * BLOCK.min(part.len()));
+        let mut logits = Scratch::new(TILE.min(n) * BLOCK.min(part.len()).next_multiple_of(LANES));
         let mut p = Rows::new(arithmetic, TILE.min(n), &[BLOCK.min(part.len())]);
         for first in part.clone().step_by(BLOCK) {
             let width = BLOCK.min(part.end - first);
@@ -126,17 +126,18 @@ impl Head<'_> {
             let keys = pack((d, width), true);
             let values = wants_gradient.then(|| pack((width, d), false));
             for (tile, sums) in sums.chunks_mut(TILE).enumerate() {
-                let (top, rows) = (tile * TILE, sums.len());
-                let logits = &mut logits.f32()[..rows * width];
-                keys.multiply(rows, x.left_from(top), Start::Zero, (logits, width));
+                let (top, rows, of_row) = (tile * TILE, sums.len(), width.next_multiple_of(LANES));
+                let logits = &mut logits.f32()[..rows * of_row];
+                keys.multiply(rows, x.left_from(top), Start::Zero, (logits, of_row));
                 let gradient = &mut gradient.f32()[..];
-                for (i, (s, logits)) in sums.iter_mut().zip(logits.chunks_exact_mut(width)).enumerate() {
-                    if let Some(at) = (targets[top + i] as usize).checked_sub(first).and_then(|at| logits.get(at)) {
-                        s.at_target = *at;
+                for (i, (s, logits)) in sums.iter_mut().zip(logits.chunks_exact_mut(of_row)).enumerate() {
+                    let target = (targets[top + i] as usize).checked_sub(first).filter(|at| *at < width);
+                    if let Some(at) = target {
+                        s.at_target = logits[at];
                     }
-                    let factor = s.add(logits);
+                    let factor = s.add(logits, width);
                     if values.is_some() {
-                        round(arithmetic, logits, &mut p.units[i * p.stride..(i + 1) * p.stride]);
+                        round(arithmetic, &logits[..width], &mut p.units[i * p.stride..(i + 1) * p.stride]);
                         if factor != 1.0 && first > part.start {
                             gradient[(top + i) * d..(top + i + 1) * d].iter_mut().for_each(|g| *g *= factor);
                         }
@@ -153,22 +154,15 @@ impl Head<'_> {
 }
 
 impl Sums {
-    /// Takes in more logits, which become `exp(logit − top)`; returns what earlier sums are to be multiplied with.
-    fn add(&mut self, logits: &mut [f32]) -> f32 {
-        simd(
-            #[inline(always)]
-            || {
-                let top = self.top.max(simd::max(logits));
-                let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
-                for x in logits.iter_mut() {
-                    *x = simd::exp(*x - shift);
-                }
-                let factor = rescale(self.top, top);
-                self.sum = self.sum * factor + simd::sum_of(logits, |x| x);
-                self.top = top;
-                factor
-            },
-        )
+    /// Takes in the first `n` logits of a row, which goes on to a multiple of 16; they become `exp(logit − top)`. Returns what earlier
+    /// sums are to be multiplied with.
+    fn add(&mut self, logits: &mut [f32], n: usize) -> f32 {
+        let top = self.top.max(softmax::max(logits, n));
+        let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
+        let factor = rescale(self.top, top);
+        self.sum = self.sum * factor + softmax::exp_row(logits, n, 1.0, shift);
+        self.top = top;
+        factor
     }
 }
 

@@ -237,10 +237,9 @@ fn fused(x: &Tensor, s: &EncoderAttention, qkv: &Packed, o: &Packed) -> Result<T
         finish(0, attended.f32(), &mut y);
     } else {
         let packed = kernel::Packed::new(&shape, qkv.arithmetic, k, v, false);
-        let mut sums = vec![0f32; n * shape.heads];
-        kernel::over_tiles(&shape, (&mut y, hidden), &mut sums, |b, tile, y, sums| {
+        kernel::over_tiles(&shape, (&mut y, hidden), &mut [], |b, tile, y, _| {
             let mut out = Scratch::new(tile.len() * width);
-            kernel::forward(&shape, &packed, (b, tile.clone()), q, out.f32(), sums);
+            kernel::forward(&shape, &packed, (b, tile.clone()), q, out.f32(), &mut []);
             finish(b * t + tile.start, out.f32(), y);
         });
     }

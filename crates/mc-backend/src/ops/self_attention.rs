@@ -299,8 +299,7 @@ impl Block {
         let (k, v) = (attention::dense(&k)?, attention::dense(&v)?);
         let y = attention::with_views([&k, &v], |[k, v]| {
             if !are_few(t) {
-                let mut sums = vec![0f32; n * shape.heads];
-                return self.attend(&x_slice, &shape, (q, k, v), &mut self.o.input_rows(n), &mut sums);
+                return self.attend(&x_slice, &shape, (q, k, v), &mut self.o.input_rows(n), &mut []);
             }
             // A few queries of each row, of however many rows: packing all keys would cost more than reading them.
             let width = self.columns[0].len();

@@ -1,10 +1,11 @@
 //! The gradients of attention: probabilities are computed again, tile by tile of queries, from the logarithms of their rows' sums.
 
-use super::{Packed, Shape, Side, TILE, View, within};
+use super::{Packed, Shape, Side, TILE, View, score_stride, within};
 use crate::kernels::{
     operand::{Panels, Part, pair_rows},
     scratch::Scratch,
-    simd::{dot, exp, simd},
+    simd::{dot, simd},
+    softmax,
     tile::{Arithmetic, LANES, Left, ROWS, Start},
 };
 use rayon::prelude::*;
@@ -83,7 +84,7 @@ fn backward(
 ) {
     let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
     // An odd number of lines of memory, so that a column of many rows does not fall into one place of a cache.
-    let stride = ((s.keys + ROWS).div_ceil(LANES) | 1) * LANES;
+    let stride = (score_stride(s.keys + ROWS) / LANES | 1) * LANES;
     let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries).next_multiple_of(ROWS) * stride));
     let mut pairs = Scratch::new(if arithmetic == Arithmetic::F32 { 0 } else { p.len() / 2 });
     dk.fill(0.0);
@@ -97,10 +98,10 @@ fn backward(
             out.f32()
         });
         for (i, row) in tile.clone().enumerate() {
-            let [p, ds] = [&mut *scores, &mut *of_scores].map(|x| &mut x[i * stride..][..n]);
-            s.add_bias(p, (row, h), keys.start);
+            let [p, ds] = [&mut *scores, &mut *of_scores].map(|x| &mut x[i * stride..(i + 1) * stride]);
+            s.add_bias(&mut p[..n], (row, h), keys.start);
             let sum = sums[(b * s.queries + row) * s.heads + h];
-            score_gradient(p, ds, within(&s.visible(b, row), keys.start, n), s.scale, sum);
+            score_gradient(p, &mut ds[..n], within(&s.visible(b, row), keys.start, n), s.scale, sum);
         }
         let depth = arithmetic.units(keys.start);
         let (part, dq) = ((depth..depth + arithmetic.units(n), 0..d), &mut dq[tile.start * d..tile.end * d]);
@@ -124,23 +125,23 @@ fn backward(
     }
 }
 
-/// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores.
+/// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores. The row of scores is
+/// [`score_stride`] long.
 fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32, log_sum: f32) {
-    for x in [&mut *p, &mut *ds] {
-        x[..seen.start].fill(0.0);
-        x[seen.end..].fill(0.0);
-    }
-    let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+    let n = ds.len();
+    softmax::exp_row(&mut p[seen.start..], seen.len(), scale, log_sum);
     simd(
         #[inline(always)]
         || {
-            for p in p.iter_mut() {
-                *p = exp(p.mul_add(scale, -log_sum));
-            }
+            let (p, ds) = (&p[seen.clone()], &mut ds[seen.clone()]);
             let sum = dot(p, ds);
-            for (ds, p) in ds.iter_mut().zip(p.iter()) {
+            for (ds, p) in ds.iter_mut().zip(p) {
                 *ds = *p * (*ds - sum) * scale;
             }
         },
     );
+    for x in [p, ds] {
+        x[..seen.start].fill(0.0);
+        x[seen.end..n].fill(0.0);
+    }
 }

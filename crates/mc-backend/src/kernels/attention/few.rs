@@ -3,7 +3,7 @@
 //! Each head of each query by itself: the heads that share keys read them from a cache that all cores share. Keys in pieces, which
 //! those heads go over together, were no faster (docs/benchmarks.md).
 
-use super::{Shape, View, exponents};
+use super::{RowSum, Shape, View, exponents, score_stride};
 use crate::kernels::{
     dots::dots,
     scratch::Scratch,
@@ -18,14 +18,14 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
     let (d, group) = (s.dim, s.heads / s.kv_heads);
     let unit = |(unit, out): (usize, &mut [f32])| {
         let (b, i, h) = s.query(unit);
-        let first = s.visible(b, i).start;
-        let mut scores = Scratch::new(s.visible(b, i).len());
-        let scores = scores.f32();
-        let (_, inverse) = exponents_of(s, (b, i, h), (q, k), scores);
+        let keys = s.visible(b, i);
+        let mut scores = Scratch::new(score_stride(keys.len()));
+        let inverse = exponents_of(s, (b, i, h), (q, k), scores.f32()).inverse();
+        let scores = &scores.numbers()[..keys.len()];
         simd(
             #[inline(always)]
             || {
-                simd::weighted(|j| v.row(b, first + j, h / group, d), scores, out);
+                simd::weighted(|j| v.row(b, keys.start + j, h / group, d), scores, out);
                 for o in out.iter_mut() {
                     *o *= inverse;
                 }
@@ -43,15 +43,15 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
 pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
     let sum = |unit: usize| {
         let (b, i, h) = s.query(unit);
-        exponents_of(s, (b, i, h), (q, k), Scratch::new(s.visible(b, i).len()).f32()).0
+        exponents_of(s, (b, i, h), (q, k), Scratch::new(score_stride(s.visible(b, i).len())).f32()).log()
     };
     (0..s.batch * s.queries * s.heads).map(sum).collect()
 }
 
 /// What [`exponents`] makes of the scores of head h of query i against the keys that it sees.
-fn exponents_of(s: &Shape, (b, i, h): (usize, usize, usize), (q, k): (View, View), scores: &mut [f32]) -> (f32, f32) {
+fn exponents_of(s: &Shape, (b, i, h): (usize, usize, usize), (q, k): (View, View), scores: &mut [f32]) -> RowSum {
     let (keys, kv) = (s.visible(b, i), h / (s.heads / s.kv_heads));
-    dots(|j| k.row(b, keys.start + j, kv, s.dim), q.row(b, i, h, s.dim), scores);
-    s.add_bias(scores, (i, h), keys.start);
-    exponents(scores, &keys, keys.start, s.scale)
+    dots(|j| k.row(b, keys.start + j, kv, s.dim), q.row(b, i, h, s.dim), &mut scores[..keys.len()]);
+    s.add_bias(&mut scores[..keys.len()], (i, h), keys.start);
+    exponents(scores, keys.len(), &keys, keys.start, s.scale)
 }

@@ -1,0 +1,233 @@
+//! What a softmax does to a row of scores: its largest number, and exponentials with their sum.
+//!
+//! A row goes on to whole vectors, so that its end is computed like the rest. Vectors of AVX-512 are written by hand, as of a largest
+//! number, a remainder and sums the compiler makes vectors of two, four and eight; every form gives the same bits.
+
+use super::{
+    simd::{self, simd},
+    tile::LANES,
+};
+
+/// The largest of the first `n` numbers, `−∞` of none; NaN is passed over. `x` goes on to a multiple of 16.
+pub(crate) fn max(x: &[f32], n: usize) -> f32 {
+    check(x, n);
+    #[cfg(target_arch = "x86_64")]
+    if super::cpu::has_avx512() {
+        // SAFETY: the CPU has AVX-512, and x goes on to a multiple of 16.
+        #[allow(unsafe_code)]
+        return unsafe { avx512::max(x.as_ptr(), n) };
+    }
+    max_plain(x, n)
+}
+
+/// `exp(x·scale − shift)` of the first `n` numbers in place, as [`simd::exp`] has it; returns their sum, of 16 partial sums. `x` goes on
+/// to a multiple of 16, up to which what follows becomes 0.
+pub(crate) fn exp_row(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
+    check(x, n);
+    #[cfg(target_arch = "x86_64")]
+    if super::cpu::has_avx512() {
+        // SAFETY: the CPU has AVX-512, and x goes on to a multiple of 16.
+        #[allow(unsafe_code)]
+        return unsafe { avx512::exp_row(x.as_mut_ptr(), n, scale, shift) };
+    }
+    exp_row_plain(x, n, scale, shift)
+}
+
+fn check(x: &[f32], n: usize) {
+    assert!(n.next_multiple_of(LANES) <= x.len(), "a row of {n} in {}", x.len());
+}
+
+/// Any CPU.
+fn max_plain(x: &[f32], n: usize) -> f32 {
+    simd(
+        #[inline(always)]
+        || {
+            let larger = |a: f32, b: f32| if b > a { b } else { a };
+            let (whole, last) = x.as_chunks::<LANES>().0[..n.div_ceil(LANES)].split_at(n / LANES);
+            let mut maxima = [f32::NEG_INFINITY; LANES];
+            for x in whole {
+                for (m, x) in maxima.iter_mut().zip(x) {
+                    *m = larger(*m, *x);
+                }
+            }
+            for x in last {
+                for (i, (m, x)) in maxima.iter_mut().zip(x).enumerate() {
+                    *m = larger(*m, if i < n % LANES { *x } else { f32::NEG_INFINITY });
+                }
+            }
+            maxima.into_iter().fold(f32::NEG_INFINITY, larger)
+        },
+    )
+}
+
+/// Any CPU.
+fn exp_row_plain(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
+    simd(
+        #[inline(always)]
+        || {
+            let (whole, last) = x.as_chunks_mut::<LANES>().0[..n.div_ceil(LANES)].split_at_mut(n / LANES);
+            let mut sums = [0f32; LANES];
+            for x in whole {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *x = simd::exp(x.mul_add(scale, -shift));
+                    *sum += *x;
+                }
+            }
+            for x in last {
+                for (i, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
+                    let e = simd::exp(x.mul_add(scale, -shift));
+                    *x = if i < n % LANES { e } else { 0.0 };
+                    *sum += *x;
+                }
+            }
+            simd::total(sums)
+        },
+    )
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    //! The same in AVX-512.
+    #![allow(unsafe_code, clippy::wildcard_imports)]
+
+    use super::LANES;
+    use crate::kernels::simd::exp::*;
+    use std::arch::x86_64::*;
+
+    fn lanes(n: usize) -> __mmask16 {
+        (1 << n) - 1
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; `x` are n numbers, up to a multiple of 16.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn max(x: *const f32, n: usize) -> f32 {
+        let none = _mm512_set1_ps(f32::NEG_INFINITY);
+        // SAFETY: the caller's promise. Of two numbers of which one is none the second is the result.
+        unsafe {
+            let mut top = none;
+            for v in 0..n / LANES {
+                top = _mm512_max_ps(_mm512_loadu_ps(x.add(v * LANES)), top);
+            }
+            let rest = _mm512_mask_loadu_ps(none, lanes(n % LANES), x.wrapping_add(n / LANES * LANES));
+            _mm512_reduce_max_ps(_mm512_max_ps(rest, top))
+        }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512; `x` are n numbers, up to a multiple of 16.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn exp_row(x: *mut f32, n: usize, scale: f32, shift: f32) -> f32 {
+        let (scale, shift) = (_mm512_set1_ps(scale), _mm512_set1_ps(shift));
+        let mut sums = _mm512_setzero_ps();
+        // SAFETY: the caller's promise.
+        unsafe {
+            for v in 0..n / LANES {
+                let x = x.add(v * LANES);
+                let e = exp(!0, _mm512_fmsub_ps(_mm512_loadu_ps(x), scale, shift));
+                _mm512_storeu_ps(x, e);
+                sums = _mm512_add_ps(sums, e);
+            }
+            if !n.is_multiple_of(LANES) {
+                let x = x.add(n / LANES * LANES);
+                let e = exp(lanes(n % LANES), _mm512_fmsub_ps(_mm512_loadu_ps(x), scale, shift));
+                _mm512_storeu_ps(x, e);
+                sums = _mm512_add_ps(sums, e);
+            }
+        }
+        total(sums)
+    }
+
+    /// [`crate::kernels::simd::exp`] of these lanes, 0 of the others.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn exp(lanes: __mmask16, x: __m512) -> __m512 {
+        let number = |x: f32| _mm512_set1_ps(x);
+        // Of two numbers of which one is none the second is the result; what is too small is left as it is, for it becomes 0.
+        let clamped = _mm512_min_ps(number(LARGEST), x);
+        let rounded = _mm512_fmadd_ps(clamped, number(std::f32::consts::LOG2_E), number(ROUND));
+        let n = _mm512_sub_ps(rounded, number(ROUND));
+        let r = _mm512_fmadd_ps(n, number(LN_2[0]), clamped);
+        let r = _mm512_fmadd_ps(n, number(LN_2[1]), r);
+        let mut p = number(TAYLOR[0]);
+        for c in &TAYLOR[1..] {
+            p = _mm512_fmadd_ps(r, p, number(*c));
+        }
+        let exponent = _mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127)));
+        let seen = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(lanes, x, number(LEAST));
+        _mm512_maskz_mul_ps(seen, p, _mm512_castsi512_ps(exponent))
+    }
+
+    /// [`crate::kernels::simd::total`]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn total(sums: __m512) -> f32 {
+        let eight = _mm256_add_ps(
+            _mm512_castps512_ps256(sums),
+            _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums))),
+        );
+        let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two))) + 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of every length and what floats can be, beside numbers that must not count.
+    #[test]
+    fn every_form_gives_the_same_bits() {
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -0.0, -87.3, -87.4, 88.0, 88.1, 1e30, -1e30];
+        for n in 0..=130usize {
+            for kind in 0..3 {
+                let end = n.next_multiple_of(LANES);
+                let mut row: Vec<f32> = (0..end + LANES).map(|i| ((i * 37 % 101) as f32 - 50.0) / 8.0).collect();
+                for i in (0..n).filter(|i| kind > 0 && i % 7 == 3) {
+                    // NaN and what is infinite by itself, or all of it.
+                    let first = if kind == 1 { 3 } else { 0 };
+                    row[i] = special[first + i % (special.len() - first)];
+                }
+                row[n..].fill(if kind == 1 { f32::NAN } else { 1e9 });
+                let top = row[..n].iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+                assert_eq!((max(&row, n), max_plain(&row, n)), (top, top), "{n} {kind}");
+
+                for (scale, shift) in [(1.0, 0.0), (0.125, top), (-3.0, -2.0), (1.0, f32::NEG_INFINITY)] {
+                    let [mut chosen, mut plain] = [(); 2].map(|()| row.clone());
+                    let sums = [exp_row(&mut chosen, n, scale, shift), exp_row_plain(&mut plain, n, scale, shift)];
+                    let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                    assert!(same(&sums[0], &sums[1]), "{n} {kind} {scale} {shift}: {sums:?}");
+                    assert!(chosen.iter().zip(&plain).all(|(a, b)| same(a, b)), "{n} {kind} {scale} {shift}");
+                    // The least of the two would pass over NaN.
+                    let capped = |x: f32| if x > 88.0 { 88.0 } else { x };
+                    let exact = row[..n].iter().map(|x| f64::from(capped(x.mul_add(scale, -shift))).exp());
+                    let exact: Vec<f64> = exact.collect();
+                    for (e, exact) in chosen.iter().map(|e| f64::from(*e)).zip(&exact) {
+                        let near = (e - exact).abs() <= 2e-7 * exact || e == 0.0 && *exact < 1.3e-38;
+                        assert!(near || e.is_nan() && exact.is_nan(), "{n} {kind} {scale} {shift}: {e}, not {exact}");
+                    }
+                    let sum: f64 = chosen[..n].iter().map(|e| f64::from(*e)).sum();
+                    let near = (f64::from(sums[0]) - sum).abs() <= 1e-5 * sum;
+                    assert!(
+                        near || sum.is_nan() && sums[0].is_nan() || sum > 3e38,
+                        "{n} {kind}: {}, not {sum}",
+                        sums[0]
+                    );
+                    assert!(chosen[n..end].iter().all(|x| *x == 0.0), "{n}");
+                    assert!(chosen[end..].iter().zip(&row[end..]).all(|(a, b)| same(a, b)), "beyond a row of {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_without_its_end_is_refused() {
+        for n in [1, 15, 17] {
+            let mut row = vec![1.0; n];
+            assert!(std::panic::catch_unwind(|| max(&row.clone(), n)).is_err(), "{n}");
+            let exp = std::panic::AssertUnwindSafe(|| exp_row(&mut row, n, 1.0, 0.0));
+            assert!(std::panic::catch_unwind(exp).is_err(), "{n}");
+        }
+    }
+}
