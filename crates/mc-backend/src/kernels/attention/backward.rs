@@ -84,7 +84,7 @@ fn backward(
 ) {
     let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
     // An odd number of lines of memory, so that a column of many rows does not fall into one place of a cache.
-    let stride = (score_stride(s.keys + ROWS) / LANES | 1) * LANES;
+    let stride = ((score_stride(s.keys + ROWS) / LANES) | 1) * LANES;
     let [mut p, mut ds] = [(); 2].map(|()| Scratch::new(TILE.min(s.queries).next_multiple_of(ROWS) * stride));
     let mut pairs = Scratch::new(if arithmetic == Arithmetic::F32 { 0 } else { p.len() / 2 });
     dk.fill(0.0);
