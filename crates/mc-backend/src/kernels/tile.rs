@@ -30,7 +30,7 @@ const PANELS: usize = 4;
 pub enum Arithmetic {
     /// Inputs as they are.
     F32,
-    /// Inputs rounded to `bf16`, to nearest with ties to even.
+    /// Inputs rounded to `bf16`, to nearest with ties to even; those below 1.2·10⁻³⁸ may count as zero.
     BF16,
 }
 
