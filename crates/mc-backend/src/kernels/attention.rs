@@ -7,7 +7,7 @@
 
 use super::{
     holds,
-    operand::{Matrix, Panels, Part, Rows, round},
+    operand::{Matrix, Rows, round},
     scratch::Scratch,
     softmax,
     tile::{Arithmetic, LANES, ROWS, Start},
@@ -19,9 +19,12 @@ use std::{ops::Range, sync::Arc};
 
 mod backward;
 mod few;
+mod packed;
 
 pub(crate) use backward::Gradients;
 pub(crate) use few::{decode, log_sums};
+pub(crate) use packed::Packed;
+use packed::{PackedHead, Texts};
 
 /// Queries in a tile: scores of 48 × 4,096 keys are 786 KB.
 const TILE: usize = 48;
@@ -217,56 +220,6 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Keys and values of all heads, packed: the right sides of `q·kᵀ` and `p·v`, and backward of `ds·k` and `g·vᵀ`.
-pub(crate) struct Packed {
-    arithmetic: Arithmetic,
-    kv_heads: usize,
-    heads: Vec<PackedHead>,
-}
-
-struct PackedHead {
-    keys_t: Panels,
-    values: Panels,
-    keys: Panels,
-    values_t: Panels,
-}
-
-impl PackedHead {
-    /// Packs head `unit` of those of all rows of the batch.
-    fn new(s: &Shape, arithmetic: Arithmetic, (k, v): (View, View), unit: usize, backward: bool) -> Self {
-        let (d, t) = (s.dim, s.keys);
-        let (b, h) = (unit / s.kv_heads, unit % s.kv_heads);
-        let pack = |wanted: bool, view: View, transposed: bool| {
-            let size = if transposed { (d, t) } else { (t, d) };
-            let part = Part { depth: 0, col: 0, size, matrix: view.head(b, 0, h), transposed };
-            if wanted {
-                Panels::pack_here(arithmetic, arithmetic.units(size.0), size.1, &[part])
-            } else {
-                Panels::default()
-            }
-        };
-        Self {
-            keys_t: pack(true, k, true),
-            values: pack(!backward, v, false),
-            keys: pack(backward, k, false),
-            values_t: pack(backward, v, true),
-        }
-    }
-}
-
-impl Packed {
-    /// Packs in parallel over the heads.
-    pub(crate) fn new(s: &Shape, arithmetic: Arithmetic, k: View, v: View, backward: bool) -> Self {
-        let heads = (0..s.batch * s.kv_heads).into_par_iter();
-        let heads = heads.map(|unit| PackedHead::new(s, arithmetic, (k, v), unit, backward));
-        Self { arithmetic, kv_heads: s.kv_heads, heads: heads.collect() }
-    }
-
-    fn head(&self, s: &Shape, b: usize, h: usize) -> &PackedHead {
-        &self.heads[b * self.kv_heads + h / (s.heads / s.kv_heads)]
-    }
-}
-
 /// Calls `f(row of the batch, queries, their rows of y, their sums)` for tiles of queries, in parallel.
 ///
 /// `y` has a row of this width for each query, and may be longer; `sums` is `(b·t, heads)`, or empty.
@@ -298,7 +251,7 @@ pub(crate) fn forward(
     sums: &mut [f32],
 ) {
     let (d, width) = (s.dim, s.heads * s.dim);
-    let mut of_tile = Tile::new(s, packed.arithmetic, (b, tile));
+    let mut of_tile = Tile::new(s, &packed.texts[b], (b, tile));
     for h in 0..s.heads {
         let sums = sums.get_mut(h..).unwrap_or_default();
         of_tile.attend(s, packed.head(s, b, h), h, q, (&mut out[h * d..], width), (sums, s.heads));
@@ -311,11 +264,12 @@ pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3]
     let (tiles, width) = (s.tiles_at_once(TILE), group * d);
     // The query heads of one key-value head, `(tq, group·d)`.
     let attended = |unit: usize| {
-        let head = PackedHead::new(s, arithmetic, (k, v), unit, false);
         let (b, first) = (unit / s.kv_heads, unit % s.kv_heads * group);
+        let texts = Texts::new(s, arithmetic, b);
+        let head = PackedHead::new(s, &texts, (k, v), unit, false);
         let mut attended = Scratch::new(t * width);
         for tile in &tiles {
-            let mut of_tile = Tile::new(s, arithmetic, (b, tile.clone()));
+            let mut of_tile = Tile::new(s, &texts, (b, tile.clone()));
             let rows = &mut attended.f32()[tile.start * width..tile.end * width];
             for g in 0..group {
                 of_tile.attend(s, &head, first + g, q, (&mut rows[g * d..], width), (&mut [], 1));
@@ -331,26 +285,63 @@ pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3]
     }
 }
 
+/// What one query sees of the keys of its tile.
+#[derive(Clone)]
+struct Seen {
+    /// The scores against what it sees.
+    columns: Range<usize>,
+    /// The first score that is read, and the units of the probabilities from there on.
+    from: usize,
+    units: Range<usize>,
+}
+
 /// What the heads of a tile of queries use one after the other.
-struct Tile {
-    arithmetic: Arithmetic,
+struct Tile<'a> {
+    texts: &'a Texts,
     b: usize,
     queries: Range<usize>,
     keys: Range<usize>,
+    /// Where the values of these keys are.
+    units: Range<usize>,
+    /// Of each query.
+    seen: Vec<Seen>,
     /// `(queries, keys)`, rows [`score_stride`] apart, and so many that they are a multiple of a tile's.
     scores: Scratch,
-    /// The same as probabilities, where they must be rounded.
+    /// The same as probabilities, where they must be rounded; zero where nothing is seen.
     p: Option<Rows>,
     inverse: Vec<f32>,
 }
 
-impl Tile {
-    fn new(s: &Shape, arithmetic: Arithmetic, (b, queries): (usize, Range<usize>)) -> Self {
-        let keys = s.keys_of_tile(b, &queries);
+impl<'a> Tile<'a> {
+    fn new(s: &Shape, texts: &'a Texts, (b, queries): (usize, Range<usize>)) -> Self {
+        let (arithmetic, seen) = (texts.arithmetic, s.visible_to_tile(b, &queries));
+        let (from, first) = if seen.is_empty() { (seen.start, 0) } else { texts.unit(seen.start) };
+        let keys = from / LANES * LANES..seen.end;
         let (t, n) = (queries.len(), keys.len());
         let scores = Scratch::new(t.next_multiple_of(ROWS) * score_stride(n));
-        let p = (arithmetic != Arithmetic::F32).then(|| Rows::new(arithmetic, t, &[n]));
-        Self { arithmetic, b, queries, keys, scores, p, inverse: vec![0.0; t] }
+        let (units, p) = match arithmetic {
+            Arithmetic::F32 => (keys.clone(), None),
+            Arithmetic::BF16 => {
+                let end = if seen.is_empty() { first } else { texts.unit(seen.end - 1).1 + 1 };
+                let mut p = Rows::new(arithmetic, t, &[(end - first) * arithmetic.per_unit()]);
+                p.units.fill(0);
+                (first..end, Some(p))
+            }
+        };
+        let seen_by = |i: usize| {
+            let seen = s.visible(b, i);
+            let columns = within(&seen, keys.start, n);
+            if arithmetic == Arithmetic::F32 {
+                return Seen { columns, from: 0, units: 0..0 };
+            }
+            if columns.is_empty() {
+                return Seen { columns: 0..0, from: 0, units: 0..0 };
+            }
+            let ((from, first), end) = (texts.unit(seen.start), texts.unit(seen.end - 1).1 + 1);
+            Seen { columns, from: from - keys.start, units: first - units.start..end - units.start }
+        };
+        let seen = queries.clone().map(seen_by).collect();
+        Self { texts, b, queries, keys, units, seen, scores, p, inverse: vec![0.0; t] }
     }
 
     /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and `ln Σ exp(score)` into `sums` unless it is empty, with their strides.
@@ -363,27 +354,29 @@ impl Tile {
         (out, stride): (&mut [f32], usize),
         (sums, sums_stride): (&mut [f32], usize),
     ) {
-        let (arithmetic, b, d, t, n) = (self.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
+        let (arithmetic, b, d, t, n) = (self.texts.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
         let (scores, p) = (self.scores.f32(), &mut self.p);
         let side = q.side(arithmetic, (b, self.queries.start, h), (t, d));
         let (whole, of_row) = ((0..head.keys_t.depth, self.keys.clone()), score_stride(n));
         head.keys_t.multiply_part(t, side.left(), whole, Start::Zero, (&mut *scores, of_row));
-        for (i, row) in self.queries.clone().enumerate() {
+        for (i, (row, seen)) in self.queries.clone().zip(&self.seen).enumerate() {
             let x = &mut scores[i * of_row..(i + 1) * of_row];
             s.add_bias(&mut x[..n], (row, h), self.keys.start);
-            let sum = exponents(x, n, &s.visible(b, row), self.keys.start, s.scale);
+            let Seen { columns, from, units } = seen.clone();
+            let sum = exponents(&mut x[columns.start..], columns.len(), s.scale);
             self.inverse[i] = sum.inverse();
             if let Some(log) = sums.get_mut(i * sums_stride) {
                 *log = sum.log();
             }
-            if let Some(p) = p {
-                round(arithmetic, &x[..n], &mut p.units[i * p.stride..(i + 1) * p.stride]);
+            // What is read where nothing is seen: all of the row, or a number before the first that are one unit.
+            x[from..columns.start].fill(0.0);
+            match p {
+                Some(p) => round(arithmetic, &x[from..columns.end], &mut p.row_mut(i)[units]),
+                None => x[columns.end..n].fill(0.0),
             }
         }
         let p = p.as_ref().map_or((bytemuck::cast_slice(scores), of_row), Rows::left);
-        let depth = arithmetic.units(self.keys.start);
-        let part = (depth..depth + arithmetic.units(n), 0..d);
-        head.values.multiply_part(t, p, part, Start::Zero, (&mut *out, stride));
+        head.values.multiply_part(t, p, (self.units.clone(), 0..d), Start::Zero, (&mut *out, stride));
         for (row, inverse) in out.chunks_mut(stride).zip(&self.inverse) {
             row[..d].iter_mut().for_each(|o| *o *= inverse);
         }
@@ -395,7 +388,7 @@ fn score_stride(n: usize) -> usize {
     (n + LANES - 1).next_multiple_of(LANES)
 }
 
-/// The sum of a row, `Σ exp(score·scale − top)`; 0 of no key.
+/// The sum of a row, `Σ exp(score·scale − top)`; of no key it is 0, and top `−∞`.
 #[derive(Clone, Copy)]
 struct RowSum {
     top: f32,
@@ -409,24 +402,18 @@ impl RowSum {
     }
     /// What makes probabilities of the row; 0 of no key.
     fn inverse(self) -> f32 {
-        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
+        if self.top == f32::NEG_INFINITY && self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
     }
 }
 
-/// Turns a row of `n` scores against the keys from `first` on into `exp(score·scale − top)`, with their maximum for top, 0 where no key
-/// is seen; returns their sum. The row is [`score_stride`] long.
-fn exponents(x: &mut [f32], n: usize, seen: &Range<usize>, first: usize, scale: f32) -> RowSum {
-    let seen = within(seen, first, n);
-    x[..seen.start].fill(0.0);
-    if seen.is_empty() {
-        x[seen.end..n].fill(0.0);
+/// Turns `n` scores into `exp(score·scale − top)`, with their maximum for top; returns their sum. What follows them up to a multiple of 16
+/// becomes 0.
+fn exponents(x: &mut [f32], n: usize, scale: f32) -> RowSum {
+    if n == 0 {
         return RowSum { top: f32::NEG_INFINITY, sum: 0.0 };
     }
-    let of_seen = &mut x[seen.start..];
-    let top = softmax::max(of_seen, seen.len()) * scale;
-    let sum = softmax::exp_row(of_seen, seen.len(), scale, top);
-    x[seen.end..n].fill(0.0);
-    RowSum { top, sum }
+    let top = softmax::max(x, n) * scale;
+    RowSum { top, sum: softmax::exp_row(x, n, scale, top) }
 }
 
 /// A range of keys counted from `first`, at most `n`.

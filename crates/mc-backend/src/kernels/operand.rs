@@ -95,6 +95,10 @@ impl Rows {
         &self.units[i * self.stride..(i + 1) * self.stride]
     }
 
+    pub(crate) fn row_mut(&mut self, i: usize) -> &mut [u32] {
+        &mut self.units[i * self.stride..(i + 1) * self.stride]
+    }
+
     /// The left side of a product that begins at row `i`.
     pub(crate) fn left_from(&self, i: usize) -> (&[u32], usize) {
         (&self.units[i * self.stride..], self.stride)

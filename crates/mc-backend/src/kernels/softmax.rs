@@ -1,7 +1,8 @@
 //! What a softmax does to a row of scores: its largest number, and exponentials with their sum.
 //!
 //! A row goes on to whole vectors, so that its end is computed like the rest. Vectors of AVX-512 are written by hand, as of a largest
-//! number, a remainder and sums the compiler makes vectors of two, four and eight; every form gives the same bits.
+//! number, a remainder and sums the compiler makes vectors of two, four and eight; every form gives the same bits, but for the sign of a
+//! largest number that is zero.
 
 use super::{
     simd::{self, simd},
@@ -34,7 +35,7 @@ pub(crate) fn exp_row(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
 }
 
 fn check(x: &[f32], n: usize) {
-    assert!(n.next_multiple_of(LANES) <= x.len(), "a row of {n} in {}", x.len());
+    assert!(n <= x.len() && n.next_multiple_of(LANES) <= x.len(), "a row of {n} in {}", x.len());
 }
 
 /// Any CPU.

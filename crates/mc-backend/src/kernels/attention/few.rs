@@ -53,5 +53,5 @@ fn exponents_of(s: &Shape, (b, i, h): (usize, usize, usize), (q, k): (View, View
     let (keys, kv) = (s.visible(b, i), h / (s.heads / s.kv_heads));
     dots(|j| k.row(b, keys.start + j, kv, s.dim), q.row(b, i, h, s.dim), &mut scores[..keys.len()]);
     s.add_bias(&mut scores[..keys.len()], (i, h), keys.start);
-    exponents(scores, keys.len(), &keys, keys.start, s.scale)
+    exponents(scores, keys.len(), s.scale)
 }

@@ -224,3 +224,64 @@ fn a_query_that_is_no_number_gives_none() {
     let (of_nan, rest) = out.split_at(s.heads * s.dim);
     assert!(of_nan.iter().all(|x| x.is_nan()) && rest.iter().all(|x| x.is_finite()));
 }
+
+/// A text among others is the same bit for bit as alone, wherever it begins: at odd places the pairs of `bf16` must not be others. So is a
+/// row with padding before it.
+#[test]
+fn a_text_among_others_equals_the_text_alone() {
+    let (heads, d) = (3, 32);
+    let width = 3 * heads * d;
+    for (arithmetic, (causal, window)) in [Arithmetic::F32, Arithmetic::BF16]
+        .into_iter()
+        .flat_map(|a| [(false, None), (true, None), (false, Some(5)), (true, Some(6))].map(|how| (a, how)))
+    {
+        // Queries, keys and values side by side, of so many tokens; in tiles, and head by head.
+        let run = |x: &[f32], segments: Option<Vec<Range<usize>>>, valid: Option<Range<usize>>| {
+            let n = x.len() / width;
+            let shape = Shape {
+                batch: 1,
+                queries: n,
+                keys: n,
+                heads,
+                kv_heads: heads,
+                dim: d,
+                scale: 0.2,
+                causal,
+                window,
+                valid: valid.map(|valid| std::iter::once(valid).collect()),
+                segments: segments.map(Into::into),
+                bias: None,
+            };
+            let views = from_fn(|i| View::columns(Matrix::f32(x, width), i * heads * d, n, d));
+            let [q, k, v] = views;
+            let packed = Packed::new(&shape, arithmetic, k, v, false);
+            let [mut tiles, mut by_heads] = [(); 2].map(|()| vec![f32::NAN; n * heads * d]);
+            attention::over_tiles(&shape, (&mut tiles, heads * d), &mut [], |b, tile, out, _| {
+                attention::forward(&shape, &packed, (b, tile), q, out, &mut []);
+            });
+            attention::over_heads(&shape, arithmetic, views, &mut by_heads);
+            assert!(tiles == by_heads, "{arithmetic:?}");
+            tiles
+        };
+        let lengths = [41, 40, 1, 17, 3, 64, 7, 150, 49];
+        let texts: Vec<Range<usize>> = lengths
+            .iter()
+            .scan(0, |end, n| {
+                *end += n;
+                Some(*end - n..*end)
+            })
+            .collect();
+        let x: Vec<f32> = noise(lengths.iter().sum::<usize>() * width, 1).iter().map(|x| x * 3.0).collect();
+        let all = run(&x, Some(texts.clone()), None);
+        for text in &texts {
+            let of_text = &x[text.start * width..text.end * width];
+            let alone = run(of_text, None, None);
+            let among = &all[text.start * heads * d..text.end * heads * d];
+            assert!(among == alone, "{arithmetic:?}: {text:?}, causal {causal}, window {window:?}");
+            let before = 5.min(text.len() - 1);
+            let padded = run(of_text, None, Some(before..text.len()));
+            let alone = run(&of_text[before * width..], None, None);
+            assert!(padded[before * heads * d..] == alone, "{arithmetic:?}: {text:?} padded, causal {causal}");
+        }
+    }
+}
