@@ -141,8 +141,16 @@ fn bf16_is_near() -> Result<()> {
 #[test]
 fn a_text_of_a_batch_equals_the_text_alone_in_any_order() -> Result<()> {
     let texts = texts();
-    for name in MODELS {
-        let model = load(&format!("models/{name}"), DType::F32)?;
+    for (name, dtype) in MODELS.into_iter().flat_map(|name| [(name, DType::F32), (name, DType::BF16)]) {
+        let decodes = ["qwen", "llama", "mistral"].iter().any(|kind| name.starts_with(kind));
+        // Decoders read a few tokens without rounding, and like Dense modules add up few rows in another order than many.
+        let same = match (decodes || name.contains("dense"), dtype) {
+            (true, DType::BF16) => continue,
+            (true, _) => Tolerance::absolute(2e-6),
+            (false, _) => Tolerance::absolute(0.0),
+        };
+        let model = load(&format!("models/{name}"), dtype)?;
+        let name = format!("{name} in {dtype:?}");
         let together = model.encode(&texts)?;
         let backwards: Vec<_> = texts.iter().rev().collect();
         let reversed = model.encode(&backwards)?;
@@ -151,7 +159,6 @@ fn a_text_of_a_batch_equals_the_text_alone_in_any_order() -> Result<()> {
             &EncodeOptions { batch_tokens: Some(40), ..with(Prompt::Default, None) },
             &mut |_| {},
         )?;
-        let same = Tolerance::absolute(2e-6);
         assert_close(&format!("{name}: small batches"), &small.vectors, &together, same);
         for (i, text) in texts.iter().enumerate() {
             let alone = model.encode(&[text])?;
