@@ -285,12 +285,12 @@ pub(crate) fn over_heads(s: &Shape, arithmetic: Arithmetic, [q, k, v]: [View; 3]
     }
 }
 
-/// What one query sees of the keys of its tile.
-#[derive(Clone)]
+/// What one query sees of the keys of its tile: by default nothing.
+#[derive(Clone, Default)]
 struct Seen {
     /// The scores against what it sees.
     columns: Range<usize>,
-    /// The first score that is read, and the units of the probabilities from there on.
+    /// The first score that is read, and the units of the probabilities from there on, if they are rounded.
     from: usize,
     units: Range<usize>,
 }
@@ -331,11 +331,11 @@ impl<'a> Tile<'a> {
         let seen_by = |i: usize| {
             let seen = s.visible(b, i);
             let columns = within(&seen, keys.start, n);
-            if arithmetic == Arithmetic::F32 {
-                return Seen { columns, from: 0, units: 0..0 };
-            }
             if columns.is_empty() {
-                return Seen { columns: 0..0, from: 0, units: 0..0 };
+                return Seen::default();
+            }
+            if arithmetic == Arithmetic::F32 {
+                return Seen { columns, ..Seen::default() };
             }
             let ((from, first), end) = (texts.unit(seen.start), texts.unit(seen.end - 1).1 + 1);
             Seen { columns, from: from - keys.start, units: first - units.start..end - units.start }
@@ -368,7 +368,7 @@ impl<'a> Tile<'a> {
             if let Some(log) = sums.get_mut(i * sums_stride) {
                 *log = sum.log();
             }
-            // What is read where nothing is seen: all of the row, or a number before the first that are one unit.
+            // What is read and not seen: all of the row, or the number that the first makes one unit with.
             x[from..columns.start].fill(0.0);
             match p {
                 Some(p) => round(arithmetic, &x[from..columns.end], &mut p.row_mut(i)[units]),
