@@ -2,11 +2,7 @@
 //!
 //! Run with: `cargo run --release -p mc-examples --bin chat -- MODEL_DIR "Why is the sky blue?" [ADAPTER_DIR]`
 
-use metal_candle::{
-    checkpoint::ModelDir,
-    prelude::*,
-    text::{ChatTemplate, Message},
-};
+use metal_candle::prelude::*;
 use std::{io::Write, sync::Arc};
 
 fn main() -> anyhow::Result<()> {
@@ -14,15 +10,13 @@ fn main() -> anyhow::Result<()> {
     let (Some(directory), Some(question)) = (args.next(), args.next()) else {
         anyhow::bail!("usage: chat MODEL_DIR QUESTION [ADAPTER_DIR]")
     };
-    let dir = ModelDir::open(&directory)?;
-    let model = ModelLoader::new().with_device(Device::new_with_fallback(0)).load_dir(&dir)?;
-    // Which tokens end an answer stands in generation_config.json, and how the model's makers would sample.
-    let recommended = GeneratorConfig::from_generation_config(&dir.generation_config()?);
-    let config = GeneratorConfig { max_tokens: 128, ..recommended };
-    let mut generator = Generator::new(model.clone(), Tokenizer::load(&directory)?, config)?
-        .with_chat_template(ChatTemplate::load(&directory)?);
+    // A directory; with `--features metal-candle/hub` also an id on the hub. Its settings are those that the model's makers recommend.
+    let generator = Generator::from_pretrained(directory, Device::new_with_fallback(0))?;
+    let mut generator = generator.with_config(GeneratorConfig { max_tokens: 128, ..generator.config().clone() })?;
     if let Some(adapter) = args.next() {
-        generator = generator.with_adapter(Arc::new(LoRAAdapter::load(&model, adapter)?.freeze(&model)?));
+        let model = generator.model();
+        let adapter = LoRAAdapter::load(model, adapter)?.freeze(model)?;
+        generator = generator.with_adapter(Arc::new(adapter));
     }
     generator.chat_stream(&[Message::new("user", question)], |token| {
         print!("{}", token.text);

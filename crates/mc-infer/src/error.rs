@@ -14,6 +14,14 @@ pub enum Error {
         /// The values it may have.
         expected: &'static str,
     },
+    /// A model's makers recommend a setting that is out of its range.
+    #[error("{file}: {problem}")]
+    Recommended {
+        /// The model's `generation_config.json`.
+        file: String,
+        /// What is wrong with it.
+        problem: Box<Self>,
+    },
     /// There is nothing to go on from.
     #[error("the prompt is empty, and no token that begins a text is known")]
     EmptyPrompt,
@@ -47,6 +55,9 @@ pub enum Error {
     /// A conversation was given, but no template to write it down with.
     #[error("the model has no chat template, and this prompt is a conversation")]
     NoChatTemplate,
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Model(#[from] mc_models::Error),
     /// The tokenizer or the chat template failed.
     #[error(transparent)]
     Text(#[from] mc_text::Error),
@@ -65,11 +76,13 @@ impl Error {
     /// ```
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Recommended { .. } => "correct the file, or make the generator of model, tokenizer and settings",
             Self::EmptyPrompt => "write at least one character",
             Self::PromptTooLong { .. } => "shorten the prompt: the model's context, or the cache, holds no more",
             Self::UnknownToken { .. } => "model and tokenizer must be of the same directory",
             Self::NotFinite { .. } => "the weights may be damaged, or overflow in this dtype: try f32",
             Self::NoChatTemplate => "a base model has none: pass plain text, or use an instruct model",
+            Self::Model(error) => return error.hint(),
             Self::Text(error) => return error.hint(),
             Self::Option { .. } | Self::NoLogits | Self::Tensor(_) => return None,
         };

@@ -1,11 +1,12 @@
 //! Text in, text out: tokenizer, engine, detokenizer and stop strings in a row. Knows nothing of logits.
 
 use crate::{Error, FinishReason, Result, SamplingStrategy, TokenOptions, generate_tokens};
+use candle_core::Device;
 use mc_checkpoint::GenerationConfig;
-use mc_models::{Adapter, KVCache, KVCacheConfig, Model};
-use mc_text::{ChatOptions, ChatTemplate, Message, StopStrings, Tokenizer};
+use mc_models::{Adapter, KVCache, KVCacheConfig, Model, ModelLoader, open_model};
+use mc_text::{ChatOptions, ChatTemplate, Message, StopStrings, Tokenizer, TokenizerFiles};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// How a [`Generator`] chooses tokens, and when it stops. The default takes the likeliest token, 256 times.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,17 +148,16 @@ pub struct Generation {
 /// Generates text with a model, and an adapter if it has one. A clone shares the model and everything else.
 ///
 /// ```no_run
-/// # fn example(model: mc_models::Model, tokenizer: mc_text::Tokenizer) -> mc_infer::Result<()> {
+/// use candle_core::Device;
 /// use mc_infer::{Generator, GeneratorConfig};
-/// let config = GeneratorConfig { max_tokens: 128, temperature: 0.7, top_p: Some(0.95), ..GeneratorConfig::default() };
-/// let generator = Generator::new(model, tokenizer, config)?;
-/// let generation = generator.generate_stream("fn main() {", |token| {
+/// let generator = Generator::from_pretrained("models/qwen2.5-coder-0.5b", Device::Cpu)?;
+/// let config = GeneratorConfig { max_tokens: 128, temperature: 0.7, ..generator.config().clone() };
+/// let generation = generator.with_config(config)?.generate_stream("fn main() {", |token| {
 ///     print!("{}", token.text);
 ///     true
 /// })?;
 /// println!("\n{} tokens/s", generation.decode_tokens_per_second);
-/// # Ok(())
-/// # }
+/// # Ok::<(), mc_infer::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct Generator {
@@ -165,7 +165,7 @@ pub struct Generator {
     tokenizer: Tokenizer,
     chat_template: Option<Arc<ChatTemplate>>,
     adapter: Option<Arc<dyn Adapter>>,
-    stop: Vec<String>,
+    config: GeneratorConfig,
     options: TokenOptions,
 }
 
@@ -175,12 +175,31 @@ impl std::fmt::Debug for Generator {
             .field("model", &self.model)
             .field("tokenizer", &self.tokenizer)
             .field("adapter", &self.adapter.is_some())
-            .field("options", &self.options)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }
 
 impl Generator {
+    /// The generator of a model's directory, or of an id on the hub with the feature `hub` of mc-checkpoint.
+    ///
+    /// Its weights have the dtype of their files, its settings are those that its makers recommend
+    /// ([`GeneratorConfig::from_generation_config`]), and it has its chat template, if there is one.
+    ///
+    /// # Errors
+    /// If there is no such model, its files are not what they should be, or it recommends what is out of its range.
+    pub fn from_pretrained(name: impl AsRef<Path>, device: Device) -> Result<Self> {
+        let dir = open_model(&name, &mut |_| {})?;
+        let files = TokenizerFiles::read(dir.path().unwrap_or(name.as_ref()))?;
+        let recommended = dir.generation_config().map_err(mc_models::Error::from)?;
+        let config = GeneratorConfig::from_generation_config(&recommended);
+        let file = || dir.file_name("generation_config.json");
+        config.check().map_err(|problem| Error::Recommended { file: file(), problem: Box::new(problem) })?;
+        let model = ModelLoader::new().with_device(device).load_dir(&dir)?;
+        let generator = Self::new(model, Tokenizer::from_files(&files)?, config)?;
+        Ok(generator.with_chat_template(ChatTemplate::from_files(&files)?))
+    }
+
     /// A generator without chat template and adapter.
     ///
     /// # Errors
@@ -192,7 +211,22 @@ impl Generator {
         }
         // A special token has no text in what is generated.
         options.eos_token_ids.extend(config.stop.iter().filter_map(|stop| tokenizer.special_text_id(stop)));
-        Ok(Self { model, tokenizer, chat_template: None, adapter: None, stop: config.stop, options })
+        Ok(Self { model, tokenizer, chat_template: None, adapter: None, config, options })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &GeneratorConfig {
+        &self.config
+    }
+
+    /// The model, to load an adapter for.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// A generator with other settings that shares model, tokenizer, template and adapter: for one request, say.
@@ -264,7 +298,7 @@ impl Generator {
         let config = KVCacheConfig::for_answer(&*self.model, prompt.len(), self.options.max_tokens);
         let mut cache = KVCache::new(&*self.model, config)?;
         let mut detokenizer = self.tokenizer.detokenizer(true);
-        let mut stop = StopStrings::new(self.stop.clone());
+        let mut stop = StopStrings::new(self.config.stop.clone());
         let mut text = String::new();
         let (mut stopped, mut failed) = (false, None);
         let on_id = |id, mut finish| {

@@ -5,24 +5,12 @@
 //! training, architectures or the terminal.
 //!
 //! ```no_run
-//! use mc_checkpoint::ModelDir;
-//! use mc_infer::{Generator, GeneratorConfig};
-//! use mc_models::ModelLoader;
-//! use mc_text::Tokenizer;
+//! use candle_core::Device;
+//! use mc_infer::Generator;
 //!
-//! let dir = ModelDir::open("models/qwen2.5-0.5b")?;
-//! let model = ModelLoader::new().load_dir(&dir)?;
-//! let tokenizer = Tokenizer::load("models/qwen2.5-0.5b")?;
-//! let config = GeneratorConfig {
-//!     max_tokens: 64,
-//!     temperature: 0.7,
-//!     eos_token_ids: dir.generation_config()?.eos_token_ids,
-//!     ..GeneratorConfig::default()
-//! };
-//! let generator = Generator::new(model, tokenizer, config)?;
-//! let generation = generator.generate("The quick brown fox")?;
-//! assert!(generation.tokens.len() <= 64);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! let generator = Generator::from_pretrained("models/qwen2.5-0.5b", Device::Cpu)?;
+//! println!("{}", generator.generate("The quick brown fox")?.text);
+//! # Ok::<(), mc_infer::Error>(())
 //! ```
 
 mod engine;

@@ -4,7 +4,7 @@
 
 mod scripted;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use mc_checkpoint::{GenerationConfig, ModelDir};
 use mc_infer::{Error, FinishReason, Generation, Generator, GeneratorConfig, StreamToken};
 use mc_models::{Adapter, Model, ModelLoader, Projection};
@@ -204,6 +204,46 @@ fn a_conversation_is_written_down_by_its_template() -> Result<()> {
     Ok(())
 }
 
+/// A directory is enough: weights, tokenizer, chat template, and what the model's makers recommend.
+#[test]
+fn a_directory_makes_a_generator() -> Result<()> {
+    let embedded = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../mc-cli/assets/model");
+    let dir = tempfile::tempdir()?;
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(embedded.join(file), dir.path().join(file))?;
+    }
+    let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text);
+    write("generation_config.json", r#"{"do_sample": true, "temperature": 0.3, "top_k": 7, "eos_token_id": [0, 2]}"#)?;
+    let plain = Generator::from_pretrained(dir.path(), Device::Cpu)?;
+    let expected =
+        GeneratorConfig { temperature: 0.3, top_k: Some(7), eos_token_ids: vec![0, 2], ..Default::default() };
+    assert_eq!(plain.config(), &expected);
+    // Its template is in tokenizer_config.json, and has more to it than that of a file of its own.
+    let message = [Message::new("user", "Show the last 20 lines of app.log")];
+    let templated = plain.with_config(GeneratorConfig { max_tokens: 1, ..expected.clone() })?.chat(&message)?;
+
+    // The same text as from the parts.
+    write("chat_template.jinja", "{{ messages[0].content }} =>")?;
+    let greedy = GeneratorConfig { temperature: 0.0, max_tokens: 12, ..expected };
+    let generator = Generator::from_pretrained(dir.path(), Device::Cpu)?.with_config(greedy.clone())?;
+    let parts = Generator::new(ModelLoader::new().load(&embedded)?, Tokenizer::load(&embedded)?, greedy)?;
+    let text = parts.generate("Show the last 20 lines of app.log =>")?.text;
+    assert!(!text.is_empty());
+    let chat = generator.chat(&message)?;
+    assert_eq!(chat.text, text);
+    assert!(chat.prompt_tokens < templated.prompt_tokens);
+    assert_eq!(generator.tokenizer().vocab_size(), generator.model().config().vocab_size);
+
+    write("generation_config.json", r#"{"do_sample": true, "top_p": 3}"#)?;
+    let error = Generator::from_pretrained(dir.path(), Device::Cpu).err().unwrap();
+    let file = dir.path().join("generation_config.json");
+    assert_eq!(error.to_string(), format!("{}: `top_p` is 3, expected a number above 0, at most 1", file.display()));
+    assert!(error.hint().is_some());
+    let error = Generator::from_pretrained(dir.path().join("nothing"), Device::Cpu).err().unwrap();
+    assert!(error.hint().is_some() && error.to_string().contains("nothing"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn options_out_of_range_are_refused_at_once() {
     let check = |config: GeneratorConfig, message: &str| {
@@ -349,6 +389,10 @@ fn adapters_are_swapped_by_passing_another() -> Result<()> {
         (base.clone().with_adapter(Arc::new(Louder(2.0))), base.clone().with_adapter(Arc::new(Louder(1.0))));
     assert_ne!(text(&louder)?, text(&base)?);
     assert_eq!(text(&same)?, spell(&greedy));
+    // Other settings share the adapter.
+    let shorter = louder.with_config(GeneratorConfig { max_tokens: 2, ..louder.config().clone() })?;
+    assert!(text(&louder)?.starts_with(&text(&shorter)?));
+    assert_ne!(text(&shorter)?, spell(&greedy[..2]));
     assert_eq!(text(&louder.with_adapter(Arc::new(Louder(1.0))))?, spell(&greedy));
     Ok(())
 }

@@ -80,6 +80,6 @@ pub mod prelude {
     pub use mc_infer::{Generator, GeneratorConfig};
     pub use mc_lora::{LoRAAdapter, LoRAAdapterConfig, TargetModule, load_checkpoint, save_checkpoint};
     pub use mc_models::{CausalLM, Model, ModelLoader};
-    pub use mc_text::Tokenizer;
+    pub use mc_text::{Message, Tokenizer};
     pub use mc_train::{Dataset, DatasetOptions, LRScheduler, Trainer, TrainingConfig};
 }
