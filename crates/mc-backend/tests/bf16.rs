@@ -6,7 +6,7 @@ use mc_backend::{
     Arithmetic, Purpose, Stream, Weight,
     ops::{self, Attention, Dropout, FeedForward, Linear, Lora, Rope, SelfAttention, composed},
 };
-use mc_testkit::random;
+use mc_testkit::{Tolerance, assert_close, random};
 use std::sync::Arc;
 
 /// Up to so many rows are read without rounding, as `kernels::few` has it.
@@ -232,6 +232,19 @@ impl Attending {
     }
 
     fn run(&self, t: &[Tensor], how: &Attention, fused: bool) -> Result<Tensor> {
+        let run = |half: &SelfAttention| {
+            if fused { ops::self_attention(&t[0], half, None) } else { composed::self_attention(&t[0], half, None) }
+        };
+        self.with(t, how, run)
+    }
+
+    /// Positions count from where a row's padding ends.
+    fn with<R>(&self, t: &[Tensor], how: &Attention, run: impl FnOnce(&SelfAttention) -> Result<R>) -> Result<R> {
+        let (rows, time) = (t[0].dim(0)?, t[0].dim(1)?);
+        let positions = match &how.valid {
+            None => (0..time as u32).collect(),
+            Some(valid) => (0..rows * time).map(|i| (i % time).saturating_sub(valid[i / time].start) as u32).collect(),
+        };
         let [q, k, v, o] = &self.qkvo;
         let linear = |i: usize, weight, lora| Linear { weight, bias: self.biases.as_ref().map(|b| &b[i]), lora };
         let low = |i: usize| t.get(i).map(|a| lora(a, &t[i + 1]));
@@ -245,11 +258,11 @@ impl Attending {
             head_norms: self.head_norms.as_ref().map(|[q, k]| [q, k]),
             head_dim: self.d,
             rope: &self.rope,
-            positions: &(0..t[0].dim(1)? as u32).collect(),
+            positions: &positions,
             how: how.clone(),
             project: None,
         };
-        if fused { ops::self_attention(&t[0], &half, None) } else { composed::self_attention(&t[0], &half, None) }
+        run(&half)
     }
 }
 
@@ -367,18 +380,58 @@ fn a_row_of_a_batch_equals_the_row_alone() -> Result<()> {
         for how in hows(batch, t) {
             let all = half.run(&inputs, &how, true)?;
             for b in 0..batch {
-                // Alone a row has no padding; its positions count from where it begins.
+                // Alone a row has no padding.
                 let valid = how.valid.as_ref().map_or(0..t, |v| v[b].clone());
-                if valid.start > 0 || valid.len() <= FEW {
+                if valid.len() <= FEW {
                     continue;
                 }
+                let of_row = |x: &Tensor| x.narrow(0, b, 1)?.narrow(1, valid.start, valid.len());
                 let mut alone = inputs.clone();
-                alone[0] = inputs[0].narrow(0, b, 1)?.narrow(1, 0, valid.len())?;
+                alone[0] = of_row(&inputs[0])?;
                 let one = half.run(&alone, &Attention { valid: None, ..how.clone() }, true)?;
-                let same = numbers(&all.narrow(0, b, 1)?.narrow(1, 0, valid.len())?)? == numbers(&one)?;
+                let same = numbers(&of_row(&all)?)? == numbers(&one)?;
                 assert!(same, "{arithmetic:?}: row {b} of self_attention {sizes:?}, {how:?}");
             }
         }
+    }
+    Ok(())
+}
+
+/// Keys are read where they lie for a few queries of each row, of however many rows.
+#[test]
+fn a_few_queries_of_many_rows_are_as_exact_as_one() -> Result<()> {
+    for (rows, t) in [(1, 3), (5, 3), (9, 1), (4, FEW)] {
+        let half = Attending::new(SIZES[1].1, Arithmetic::F32, true, true)?;
+        let inputs = half.inputs((rows, t), 3)?;
+        let wide: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(DType::F64)).collect::<Result<_>>()?;
+        for valid in [None, Some((0..rows).map(|r| r % t..t).collect())] {
+            let how = Attention { causal: true, valid, ..Attention::default() };
+            let (y, expected) = (half.run(&inputs, &how, true)?, half.run(&wide, &how, false)?);
+            let tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
+            assert_close(&format!("{rows} rows of {t} queries, {how:?}"), &y, &expected, tolerance);
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values of a cache that are not as many, as wide, or of as many rows as they should be.
+#[test]
+fn a_cache_of_another_shape_is_refused() -> Result<()> {
+    let half = Attending::new(SIZES[1].1, Arithmetic::F32, false, false)?;
+    let causal = Attention { causal: true, ..Attention::default() };
+    for t in [3, 20] {
+        let inputs = half.inputs((2, t), 3)?;
+        let good = vec![2, 25, 2, 10];
+        let append = |k: &[usize], v: &[usize]| {
+            let mut cache = |_: &Tensor, _: &Tensor| Ok((x(1, k), x(2, v)));
+            half.with(&inputs, &causal, |half| ops::self_attention(&inputs[0], half, Some(&mut cache)))
+        };
+        append(&good, &good)?;
+        for bad in [&[2, 24, 2, 10][..], &[1, 25, 2, 10], &[2, 25, 1, 10], &[2, 25, 2, 8], &[2, 25, 20]] {
+            let [k, v] = [append(bad, &good), append(&good, bad)].map(|y| y.unwrap_err().to_string());
+            assert!(k.contains("expected") && v.contains("expected"), "{bad:?}: {k}; {v}");
+        }
+        assert!(append(&[2, 1, 2, 10], &[2, 1, 2, 10]).is_err(), "fewer keys than queries");
     }
     Ok(())
 }

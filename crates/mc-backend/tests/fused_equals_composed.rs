@@ -332,6 +332,38 @@ fn halves_of_an_encoder_layer() -> Result<()> {
     Ok(())
 }
 
+/// An encoder's rows that are padded, on either side of where queries are shared out, with positions of their own.
+#[test]
+fn an_encoder_half_of_padded_rows() -> Result<()> {
+    let (heads, d) = (3, 6);
+    let hidden = heads * d + 1;
+    let projections = |seed: u64, (out, inner): (usize, usize)| {
+        Ok::<_, candle_core::Error>(Projections::new(vec![(
+            weights(out, inner)?.swap_remove(0),
+            Some(x(seed, &[out])),
+        )]))
+    };
+    let (qkv, o) = (projections(10, (3 * heads * d, hidden))?, projections(20, (hidden, heads * d))?);
+    let (w, b) = (x(5, &[hidden]), x(6, &[hidden]));
+    let norm = Some(ops::LayerNorm { weight: &w, bias: Some(&b), eps: 1e-3 });
+    let rope = Rope::new(Rope::frequencies(d, 100.0), &candle_core::Device::Cpu);
+    for (rows, t) in [(2usize, 7usize), (2, 40), (3, 61)] {
+        let valid: std::sync::Arc<[_]> = (0..rows).map(|r| r..t - 2 * r).collect();
+        let positions = (0..rows * t).map(|i| (i % t).saturating_sub(i / t) as u32).collect();
+        let how = Attention { valid: Some(valid), ..Attention::default() };
+        for (before, after) in [(norm, None), (None, norm)] {
+            let rope = Some((&*rope, &positions));
+            let half = ops::EncoderAttention { before, qkv: &qkv, o: &o, after, head_dim: d, rope, how: &how };
+            let input = x(1, &[rows, t, hidden]);
+            let exact = composed::encoder_attention(&input.to_dtype(DType::F64)?, &half)?;
+            let tolerance = Tolerance { absolute: 2e-5, relative: 2e-5 };
+            let name = format!("{rows} rows of {t}, norm after {}", after.is_some());
+            assert_close(&name, &ops::encoder_attention(&input, &half)?, &exact, tolerance);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn attention_reads_views_into_a_cache() -> Result<()> {
     let (q, cache) = (x(1, &[2, 3, 4, 6]), x(2, &[2, 20, 2, 6]));

@@ -3,7 +3,7 @@
 //! Everything is `(b, t, h, d)`: the layout projections produce and caches keep, so nothing is transposed. Queries go in
 //! tiles of up to 48, and for each tile and head there are the scores against the keys that the tile can see: 48 × t
 //! numbers, which stay in the L2 cache. Products are those of [`super::tile`]. Keys and values are packed once for all
-//! tiles. All that the forward pass leaves for [`Gradients`] is the logarithm of each row's sum.
+//! tiles. All that the forward pass leaves for [`Gradients`] is each row's maximum and sum.
 
 use super::{
     holds,
@@ -22,7 +22,7 @@ mod few;
 mod packed;
 
 pub(crate) use backward::Gradients;
-pub(crate) use few::{decode, log_sums};
+pub(crate) use few::{decode, sums};
 pub(crate) use packed::Packed;
 use packed::{PackedHead, Texts};
 
@@ -226,8 +226,8 @@ impl<'a> Side<'a> {
 pub(crate) fn over_tiles<T: Send>(
     s: &Shape,
     (mut y, width): (&mut [T], usize),
-    mut sums: &mut [f32],
-    f: impl Fn(usize, Range<usize>, &mut [T], &mut [f32]) + Sync,
+    mut sums: &mut [RowSum],
+    f: impl Fn(usize, Range<usize>, &mut [T], &mut [RowSum]) + Sync,
 ) {
     let tiles = s.tiles_at_once(s.tile());
     let mut parts = Vec::with_capacity(s.batch * tiles.len());
@@ -241,14 +241,14 @@ pub(crate) fn over_tiles<T: Send>(
 
 /// `softmax(q·kᵀ·scale)·v` of one tile of queries, all heads: `out` is `(tile, heads·d)`.
 ///
-/// `sums` becomes `ln Σ exp(score)` of each query and head, `(tile, heads)`, unless it is empty.
+/// `sums` becomes that of each query and head, `(tile, heads)`, unless it is empty.
 pub(crate) fn forward(
     s: &Shape,
     packed: &Packed,
     (b, tile): (usize, Range<usize>),
     q: View,
     out: &mut [f32],
-    sums: &mut [f32],
+    sums: &mut [RowSum],
 ) {
     let (d, width) = (s.dim, s.heads * s.dim);
     let mut of_tile = Tile::new(s, &packed.texts[b], (b, tile));
@@ -344,7 +344,7 @@ impl<'a> Tile<'a> {
         Self { texts, b, queries, keys, units, seen, scores, p, inverse: vec![0.0; t] }
     }
 
-    /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and `ln Σ exp(score)` into `sums` unless it is empty, with their strides.
+    /// `softmax(q·kᵀ·scale)·v` of head `h` into rows of `out`, and what its rows sum up to into `sums` unless it is empty, with their strides.
     fn attend(
         &mut self,
         s: &Shape,
@@ -352,7 +352,7 @@ impl<'a> Tile<'a> {
         h: usize,
         q: View,
         (out, stride): (&mut [f32], usize),
-        (sums, sums_stride): (&mut [f32], usize),
+        (sums, sums_stride): (&mut [RowSum], usize),
     ) {
         let (arithmetic, b, d, t, n) = (self.texts.arithmetic, self.b, s.dim, self.queries.len(), self.keys.len());
         let (scores, p) = (self.scores.f32(), &mut self.p);
@@ -365,8 +365,8 @@ impl<'a> Tile<'a> {
             let Seen { columns, from, units } = seen.clone();
             let sum = exponents(&mut x[columns.start..], columns.len(), s.scale);
             self.inverse[i] = sum.inverse();
-            if let Some(log) = sums.get_mut(i * sums_stride) {
-                *log = sum.log();
+            if let Some(of_row) = sums.get_mut(i * sums_stride) {
+                *of_row = sum;
             }
             // What is read and not seen: all of the row, or the number that the first makes one unit with.
             x[from..columns.start].fill(0.0);
@@ -388,32 +388,27 @@ fn score_stride(n: usize) -> usize {
     (n + LANES - 1).next_multiple_of(LANES)
 }
 
-/// The sum of a row, `Σ exp(score·scale − top)`; of no key it is 0, and top `−∞`.
-#[derive(Clone, Copy)]
-struct RowSum {
-    top: f32,
-    sum: f32,
+/// What a row of scores sums up to, `Σ exp((score − top)·scale)` with the largest score for top; 0 of no key, else at least 1 or no number.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct RowSum {
+    pub(crate) top: f32,
+    pub(crate) sum: f32,
 }
 
 impl RowSum {
-    /// `ln Σ exp(score·scale)`
-    fn log(self) -> f32 {
-        self.top + self.sum.ln()
-    }
     /// What makes probabilities of the row; 0 of no key.
     fn inverse(self) -> f32 {
-        if self.top == f32::NEG_INFINITY && self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
+        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
     }
 }
 
-/// Turns `n` scores into `exp(score·scale − top)`, with their maximum for top; returns their sum. What follows them up to a multiple of 16
-/// becomes 0.
+/// Turns `n` scores into `exp((score − top)·scale)`; returns what they sum up to. What follows them up to a multiple of 16 becomes 0.
 fn exponents(x: &mut [f32], n: usize, scale: f32) -> RowSum {
     if n == 0 {
-        return RowSum { top: f32::NEG_INFINITY, sum: 0.0 };
+        return RowSum::default();
     }
-    let top = softmax::max(x, n) * scale;
-    RowSum { top, sum: softmax::exp_row(x, n, scale, top) }
+    let top = softmax::max(x, n);
+    RowSum { top, sum: softmax::exp_row(x, n, scale, (top, 0.0)) }
 }
 
 /// A range of keys counted from `first`, at most `n`.

@@ -21,17 +21,19 @@ pub(crate) fn max(x: &[f32], n: usize) -> f32 {
     max_plain(x, n)
 }
 
-/// `exp(x·scale − shift)` of the first `n` numbers in place, as [`simd::exp`] has it; returns their sum, of 16 partial sums. `x` goes on
-/// to a multiple of 16, up to which what follows becomes 0.
-pub(crate) fn exp_row(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
+/// `exp((x − top)·scale − shift)` of the first `n` numbers in place, as [`simd::exp`] has it; returns their sum, of 16 partial sums. `x`
+/// goes on to a multiple of 16, up to which what follows becomes 0.
+///
+/// What is the top itself gives `exp(−shift)`, however large it is: `x·scale − top·scale` would be what the two roundings leave.
+pub(crate) fn exp_row(x: &mut [f32], n: usize, scale: f32, (top, shift): (f32, f32)) -> f32 {
     check(x, n);
     #[cfg(target_arch = "x86_64")]
     if super::cpu::has_avx512() {
         // SAFETY: the CPU has AVX-512, and x goes on to a multiple of 16.
         #[allow(unsafe_code)]
-        return unsafe { avx512::exp_row(x.as_mut_ptr(), n, scale, shift) };
+        return unsafe { avx512::exp_row(x.as_mut_ptr(), n, scale, (top, shift)) };
     }
-    exp_row_plain(x, n, scale, shift)
+    exp_row_plain(x, n, scale, (top, shift))
 }
 
 fn check(x: &[f32], n: usize) {
@@ -62,7 +64,7 @@ fn max_plain(x: &[f32], n: usize) -> f32 {
 }
 
 /// Any CPU.
-fn exp_row_plain(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
+fn exp_row_plain(x: &mut [f32], n: usize, scale: f32, (top, shift): (f32, f32)) -> f32 {
     simd(
         #[inline(always)]
         || {
@@ -70,13 +72,13 @@ fn exp_row_plain(x: &mut [f32], n: usize, scale: f32, shift: f32) -> f32 {
             let mut sums = [0f32; LANES];
             for x in whole {
                 for (sum, x) in sums.iter_mut().zip(x) {
-                    *x = simd::exp(x.mul_add(scale, -shift));
+                    *x = simd::exp((*x - top).mul_add(scale, -shift));
                     *sum += *x;
                 }
             }
             for x in last {
                 for (i, (sum, x)) in sums.iter_mut().zip(x).enumerate() {
-                    let e = simd::exp(x.mul_add(scale, -shift));
+                    let e = simd::exp((*x - top).mul_add(scale, -shift));
                     *x = if i < n % LANES { e } else { 0.0 };
                     *sum += *x;
                 }
@@ -118,20 +120,20 @@ mod avx512 {
     /// # Safety
     /// The CPU has AVX-512; `x` are n numbers, up to a multiple of 16.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn exp_row(x: *mut f32, n: usize, scale: f32, shift: f32) -> f32 {
-        let (scale, shift) = (_mm512_set1_ps(scale), _mm512_set1_ps(shift));
+    pub(super) unsafe fn exp_row(x: *mut f32, n: usize, scale: f32, (top, shift): (f32, f32)) -> f32 {
+        let [scale, top, shift] = [scale, top, shift].map(|x| _mm512_set1_ps(x));
         let mut sums = _mm512_setzero_ps();
         // SAFETY: the caller's promise.
         unsafe {
             for v in 0..n / LANES {
                 let x = x.add(v * LANES);
-                let e = exp(!0, _mm512_fmsub_ps(_mm512_loadu_ps(x), scale, shift));
+                let e = exp(!0, _mm512_fmsub_ps(_mm512_sub_ps(_mm512_loadu_ps(x), top), scale, shift));
                 _mm512_storeu_ps(x, e);
                 sums = _mm512_add_ps(sums, e);
             }
             if !n.is_multiple_of(LANES) {
                 let x = x.add(n / LANES * LANES);
-                let e = exp(lanes(n % LANES), _mm512_fmsub_ps(_mm512_loadu_ps(x), scale, shift));
+                let e = exp(lanes(n % LANES), _mm512_fmsub_ps(_mm512_sub_ps(_mm512_loadu_ps(x), top), scale, shift));
                 _mm512_storeu_ps(x, e);
                 sums = _mm512_add_ps(sums, e);
             }
@@ -182,27 +184,39 @@ mod tests {
     fn every_form_gives_the_same_bits() {
         let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40, -0.0, -87.3, -87.4, 88.0, 88.1, 1e30, -1e30];
         for n in 0..=130usize {
-            for kind in 0..3 {
+            for kind in 0..4 {
                 let end = n.next_multiple_of(LANES);
                 let mut row: Vec<f32> = (0..end + LANES).map(|i| ((i * 37 % 101) as f32 - 50.0) / 8.0).collect();
                 for i in (0..n).filter(|i| kind > 0 && i % 7 == 3) {
-                    // NaN and what is infinite by itself, or all of it.
-                    let first = if kind == 1 { 3 } else { 0 };
-                    row[i] = special[first + i % (special.len() - first)];
+                    // Without NaN and what is infinite, all of it, or NaN alone, before which the largest number may be.
+                    row[i] = match kind {
+                        1 => special[3 + i % (special.len() - 3)],
+                        2 => special[i % special.len()],
+                        _ => f32::NAN,
+                    };
                 }
                 row[n..].fill(if kind == 1 { f32::NAN } else { 1e9 });
                 let top = row[..n].iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max);
                 assert_eq!((max(&row, n), max_plain(&row, n)), (top, top), "{n} {kind}");
 
-                for (scale, shift) in [(1.0, 0.0), (0.125, top), (-3.0, -2.0), (1.0, f32::NEG_INFINITY)] {
+                for (scale, top, shift) in [
+                    (1.0, 0.0, 0.0),
+                    (0.125, top, 0.0),
+                    (0.3, top, 2.5),
+                    (-3.0, 0.0, -2.0),
+                    (1.0, f32::NEG_INFINITY, 0.0),
+                ] {
                     let [mut chosen, mut plain] = [(); 2].map(|()| row.clone());
-                    let sums = [exp_row(&mut chosen, n, scale, shift), exp_row_plain(&mut plain, n, scale, shift)];
+                    let sums = [
+                        exp_row(&mut chosen, n, scale, (top, shift)),
+                        exp_row_plain(&mut plain, n, scale, (top, shift)),
+                    ];
                     let same = |a: &f32, b: &f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
                     assert!(same(&sums[0], &sums[1]), "{n} {kind} {scale} {shift}: {sums:?}");
                     assert!(chosen.iter().zip(&plain).all(|(a, b)| same(a, b)), "{n} {kind} {scale} {shift}");
                     // The least of the two would pass over NaN.
                     let capped = |x: f32| if x > 88.0 { 88.0 } else { x };
-                    let exact = row[..n].iter().map(|x| f64::from(capped(x.mul_add(scale, -shift))).exp());
+                    let exact = row[..n].iter().map(|x| f64::from(capped((x - top).mul_add(scale, -shift))).exp());
                     let exact: Vec<f64> = exact.collect();
                     for (e, exact) in chosen.iter().map(|e| f64::from(*e)).zip(&exact) {
                         let near = (e - exact).abs() <= 2e-7 * exact || e == 0.0 && *exact < 1.3e-38;
@@ -227,7 +241,7 @@ mod tests {
         for n in [1, 15, 17] {
             let mut row = vec![1.0; n];
             assert!(std::panic::catch_unwind(|| max(&row.clone(), n)).is_err(), "{n}");
-            let exp = std::panic::AssertUnwindSafe(|| exp_row(&mut row, n, 1.0, 0.0));
+            let exp = std::panic::AssertUnwindSafe(|| exp_row(&mut row, n, 1.0, (0.0, 0.0)));
             assert!(std::panic::catch_unwind(exp).is_err(), "{n}");
         }
     }

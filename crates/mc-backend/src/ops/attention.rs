@@ -6,7 +6,7 @@ use crate::{
     graft::{Value, graft},
     kernels::{
         self,
-        attention::{self as kernel, Packed},
+        attention::{self as kernel, Packed, RowSum},
         tile::Arithmetic,
     },
 };
@@ -90,7 +90,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
     let arithmetic = Arithmetic::F32;
     let (q, k, v) = (dense(q)?, dense(k)?, dense(v)?);
     let mut out = vec![0f32; q.elem_count()];
-    let mut sums = vec![0f32; shape.batch * shape.queries * shape.heads];
+    let mut sums = vec![RowSum::default(); shape.batch * shape.queries * shape.heads];
     with_views([&q, &k, &v], |[q, k, v]| {
         if are_few(shape.queries) {
             return kernel::decode(&shape, q, k, v, &mut out);
@@ -106,7 +106,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
         let mut grads = [q, k, v].map(|t| vec![0f32; t.elem_count()]);
         with_views([q, k, v, g], |[q, k, v, g]| {
             // A few queries need no sums to give their output, only here.
-            let sums = if are_few(shape.queries) { kernel::log_sums(&shape, q, k) } else { sums.clone() };
+            let sums = if are_few(shape.queries) { kernel::sums(&shape, q, k) } else { sums.clone() };
             let packed = Packed::new(&shape, arithmetic, k, v, true);
             let heads = kernel::Gradients::new(&shape, &packed, [q, g], &sums);
             let [dq, dk, dv] = grads.each_mut().map(Vec::as_mut_slice);
@@ -301,7 +301,9 @@ pub(super) fn with_views<const N: usize, R>(
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut views = Vec::with_capacity(N);
     for (storage, layout) in &guards {
-        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else { bail!("attention kernel on another device") };
+        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
+            bail!("attention kernel of what is not f32 on the CPU")
+        };
         let Some(view) = kernel::View::new(data, layout) else { bail!("attention argument is not dense") };
         views.push(view);
     }
@@ -334,7 +336,7 @@ pub(super) fn shape(
         bail!("attention to {valid:?} in {batch} rows of {keys} keys")
     }
     if dim == 0 || heads == 0 || how.window == Some(0) {
-        bail!("attention of {heads} heads of width {dim} with {how:?}: a window is of at least one key")
+        bail!("attention of {heads} heads of width {dim} with {how:?}: each is at least 1, and so is a window")
     }
     if let Some(segments) = &how.segments {
         let ends = std::iter::once(0).chain(segments.iter().map(|s| s.end));
@@ -348,8 +350,9 @@ pub(super) fn shape(
         bail!("a bias of {} heads for attention of {heads}", bias.heads)
     }
     let scale = how.scale.unwrap_or(1.0 / (dim as f64).sqrt()) as f32;
-    if !(scale.is_finite() && scale > 0.0) {
-        bail!("attention scores are scaled by {scale}, expected a finite number above 0")
+    // What is added to scores is divided by it.
+    if !(scale.is_finite() && scale > 0.0 && (1.0 / scale).is_finite()) {
+        bail!("attention scores are scaled by {scale}, expected a finite number above 0 whose inverse is finite")
     }
     let (causal, window) = (how.causal, how.window);
     let (valid, segments, bias) = (how.valid.clone(), how.segments.clone(), how.bias.clone());
@@ -407,7 +410,7 @@ mod tests {
     fn what_has_no_meaning_is_refused() {
         let x = random(1, (1, 3, 1, 2), DType::F32);
         let refused = |how: Attention| assert!(attention(&x, &x, &x, &how).is_err(), "{how:?}");
-        for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        for scale in [0.0, -1.0, 1e-40, f64::NAN, f64::INFINITY] {
             refused(Attention { scale: Some(scale), ..Attention::default() });
         }
         refused(Attention { causal: true, window: Some(0), ..Attention::default() });

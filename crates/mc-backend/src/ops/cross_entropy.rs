@@ -158,9 +158,9 @@ impl Sums {
     /// sums are to be multiplied with.
     fn add(&mut self, logits: &mut [f32], n: usize) -> f32 {
         let top = self.top.max(softmax::max(logits, n));
-        let shift = if top == f32::NEG_INFINITY { 0.0 } else { top };
+        let about = if top == f32::NEG_INFINITY { 0.0 } else { top };
         let factor = rescale(self.top, top);
-        self.sum = self.sum * factor + softmax::exp_row(logits, n, 1.0, shift);
+        self.sum = self.sum * factor + softmax::exp_row(logits, n, 1.0, (about, 0.0));
         self.top = top;
         factor
     }

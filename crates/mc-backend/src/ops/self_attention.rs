@@ -15,7 +15,7 @@ use crate::{
     graft::{Value, graft_with},
     kernels::{
         self,
-        attention::{self as kernel, Gradients, Packed, View},
+        attention::{self as kernel, Gradients, Packed, RowSum, View},
         operand::{Matrix, Rows, round, round_rows, widen},
         rows,
         scratch::{Scratch, zeros},
@@ -158,8 +158,8 @@ struct Saved {
     /// What the norms of heads read, if there are any.
     raw: Option<Rows>,
     attended: Rows,
-    /// Logarithms of the sums of exponentials, `(b·t, heads)`.
-    sums: Vec<f32>,
+    /// What rows of scores sum up to, `(b·t, heads)`.
+    sums: Vec<RowSum>,
 }
 
 impl Block {
@@ -247,7 +247,7 @@ impl Block {
         shape: &kernel::Shape,
         (q, k, v): (View, View, View),
         attended: &mut Rows,
-        sums: &mut [f32],
+        sums: &mut [RowSum],
     ) -> Result<Vec<f32>> {
         let (hidden, width) = (self.size.2, self.columns[0].len());
         let (mut y, stride) = (zeros(self.rows() * hidden), attended.stride);
@@ -294,7 +294,11 @@ impl Block {
             Some(append) => append(&k, &v)?,
             None => (k, v),
         };
-        let shape = self.shape(k.dim(1)?, how)?;
+        let expected = (b, k.dim(1)?, self.columns[1].len() / d, d);
+        if k.dims4()? != expected || v.dims4()? != expected {
+            bail!("a cache gave keys {:?} and values {:?}, expected {expected:?} of both", k.shape(), v.shape())
+        }
+        let shape = self.shape(expected.1, how)?;
         let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);
         let (k, v) = (attention::dense(&k)?, attention::dense(&v)?);
         let y = attention::with_views([&k, &v], |[k, v]| {
@@ -332,7 +336,7 @@ impl Block {
             qkv: new(outer),
             raw: self.head_norms.is_some().then(|| new(outer)),
             attended: self.o.input_rows(n),
-            sums: vec![0f32; n * shape.heads],
+            sums: vec![RowSum::default(); n * shape.heads],
         };
         let x_slice = kernels::slice(x)?;
         let mut turned = self.project(&x_slice, &mut saved.h, [saved.raw.as_mut(), Some(&mut saved.qkv)])?;

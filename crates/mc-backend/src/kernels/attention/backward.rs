@@ -1,6 +1,6 @@
-//! The gradients of attention: probabilities are computed again, tile by tile of queries, from the logarithms of their rows' sums.
+//! The gradients of attention: probabilities are computed again, tile by tile of queries, from what their rows sum up to.
 
-use super::{Packed, Shape, Side, TILE, View, score_stride, within};
+use super::{Packed, RowSum, Shape, Side, TILE, View, score_stride, within};
 use crate::kernels::{
     operand::{Panels, Part, pair_rows},
     scratch::Scratch,
@@ -20,7 +20,7 @@ pub(crate) struct Gradients {
 
 impl Gradients {
     /// Computes them in parallel over the query heads.
-    pub(crate) fn new(s: &Shape, packed: &Packed, views: [View; 2], sums: &[f32]) -> Self {
+    pub(crate) fn new(s: &Shape, packed: &Packed, views: [View; 2], sums: &[RowSum]) -> Self {
         let (tq, tk) = (s.queries * s.dim, s.keys * s.dim);
         let of_head = tq + 2 * tk;
         let mut heads = Scratch::new(s.batch * s.heads * of_head);
@@ -79,7 +79,7 @@ fn backward(
     packed: &Packed,
     (b, h): (usize, usize),
     [q, g]: [View; 2],
-    sums: &[f32],
+    sums: &[RowSum],
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
     let (arithmetic, d, head) = (packed.arithmetic, s.dim, packed.head(s, b, h));
@@ -127,9 +127,9 @@ fn backward(
 
 /// Scores become probabilities, and `ds`, which comes as their gradient, becomes that of the scores. The row of scores is
 /// [`score_stride`] long.
-fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32, log_sum: f32) {
+fn score_gradient(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, scale: f32, sum: RowSum) {
     let n = ds.len();
-    softmax::exp_row(&mut p[seen.start..], seen.len(), scale, log_sum);
+    softmax::exp_row(&mut p[seen.start..], seen.len(), scale, (sum.top, sum.sum.ln()));
     simd(
         #[inline(always)]
         || {

@@ -39,11 +39,11 @@ pub(crate) fn decode(s: &Shape, q: View, k: View, v: View, out: &mut [f32]) {
     }
 }
 
-/// `ln Σ exp(score)` of a few queries, which [`decode`] does not keep.
-pub(crate) fn log_sums(s: &Shape, q: View, k: View) -> Vec<f32> {
+/// What the rows of a few queries sum up to, which [`decode`] does not keep.
+pub(crate) fn sums(s: &Shape, q: View, k: View) -> Vec<RowSum> {
     let sum = |unit: usize| {
         let (b, i, h) = s.query(unit);
-        exponents_of(s, (b, i, h), (q, k), Scratch::new(score_stride(s.visible(b, i).len())).f32()).log()
+        exponents_of(s, (b, i, h), (q, k), Scratch::new(score_stride(s.visible(b, i).len())).f32())
     };
     (0..s.batch * s.queries * s.heads).map(sum).collect()
 }
