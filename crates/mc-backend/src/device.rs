@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Result};
 
 /// Which device runs, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DeviceInfo {
     /// `cpu`, `metal` or `cuda`.
     pub kind: &'static str,

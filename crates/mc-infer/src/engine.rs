@@ -64,6 +64,7 @@ pub enum FinishReason {
 
 /// The tokens of one request.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TokenRun {
     /// Every token that was generated, the one that ended the text included.
     pub tokens: Vec<u32>,

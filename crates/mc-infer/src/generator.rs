@@ -119,6 +119,7 @@ impl GeneratorConfig {
 
 /// A token as it comes, and the text that is certain with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct StreamToken {
     /// Its id.
     pub id: u32,
@@ -130,6 +131,7 @@ pub struct StreamToken {
 
 /// A generated text. It serialises to what `metal-candle generate --json` prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Generation {
     /// The text after the prompt, without the token or stop string that ended it.
     pub text: String,

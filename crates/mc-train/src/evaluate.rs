@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// How well a model predicts the supervised tokens of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct EvalMetrics {
     /// Mean negative log-likelihood over all supervised tokens, in nats.
     pub loss: f64,

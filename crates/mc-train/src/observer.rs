@@ -6,6 +6,7 @@ use std::{io::Write, ops::ControlFlow, path::Path};
 
 /// A run that begins or goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RunStart {
     /// Steps done before: 0, or those of the run that is resumed.
     pub step: u64,
@@ -19,6 +20,7 @@ pub struct RunStart {
 
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StepMetrics {
     /// Which step, from 1.
     pub step: u64,
@@ -51,6 +53,7 @@ pub struct Best {
 
 /// A run at its end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TrainingMetrics {
     /// Optimizer steps done, those of earlier parts of a resumed run and skipped ones included.
     pub steps: u64,
