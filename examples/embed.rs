@@ -2,7 +2,7 @@
 //!
 //! Run with: `cargo run --release -p mc-examples --bin embed -- MODEL_DIR "which metal is warm?" sentences.txt`
 
-use metal_candle::prelude::*;
+use metal_candle::{embeddings::cosine_similarity, prelude::*};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
@@ -18,8 +18,7 @@ fn main() -> anyhow::Result<()> {
     let documents = model.encode_document(&sentences)?; // (sentences, dimensions)
     let query = model.encode_query(&[query])?; // (1, dimensions)
 
-    // Vectors of most models have length 1, so that a product is a cosine.
-    let scores = query.matmul(&documents.t()?)?.squeeze(0)?.to_vec1::<f32>()?;
+    let scores = cosine_similarity(&query, &documents)?.squeeze(0)?.to_vec1::<f32>()?;
     let mut ranked: Vec<_> = scores.iter().zip(&sentences).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(a.0));
     for (score, sentence) in ranked.into_iter().take(5) {

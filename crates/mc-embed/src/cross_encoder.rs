@@ -91,10 +91,15 @@ impl CrossEncoder {
         Ok(Self { classifier, tokens, prompt: prompts.unasked().into(), activation })
     }
 
+    /// How many tokens of a pair are read, special ones included.
+    pub fn max_tokens(&self) -> usize {
+        self.tokens.limit
+    }
+
     /// How well each document fits the query: higher is better, and between 0 and 1 unless the model says otherwise.
     ///
-    /// The model's default prompt, if it has one, stands before the query. A pair that is too long is cut, of its longer
-    /// text first.
+    /// The model's default prompt, if it has one, stands before the query. A pair of more than [`CrossEncoder::max_tokens`] is
+    /// cut, of its longer text first; how many were is a warning of `tracing`.
     ///
     /// # Errors
     /// If a text cannot be tokenized, a score is not finite, or a computation fails.

@@ -63,6 +63,7 @@ pub struct EncodeOptions<'a> {
 
 /// The vectors of texts, and what was done to get them.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Embedded {
     /// `(texts, dimensions)`, `f32`, on the model's device.
     pub vectors: Tensor,
@@ -201,7 +202,8 @@ impl EmbeddingModel {
 
     /// The vectors of texts behind the model's default prompt, `(texts, dimensions)` in `f32`.
     ///
-    /// A text that is too long is cut. An empty text is what the tokenizer makes of it, and zeros if that is nothing. No
+    /// A text that is too long is cut; how many were is a warning of `tracing`, and a number in what
+    /// [`EmbeddingModel::encode_with`] gives. An empty text is what the tokenizer makes of it, and zeros if that is nothing. No
     /// texts give `(0, dimensions)`.
     ///
     /// # Errors

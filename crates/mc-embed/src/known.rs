@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// Declares the models together with their ids, so that none can be left out of either.
 macro_rules! models {
     ($($name:ident = $id:literal, $what:literal;)*) => {
-        /// An embedding model on the hub that is known to work.
+        /// An embedding model on the hub whose architecture and pooling are held against sentence-transformers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum EmbeddingModelType {

@@ -10,7 +10,7 @@
 //! let model = EmbeddingModel::from_pretrained(EmbeddingModelType::E5SmallV2, Device::Cpu)?; // with the feature `hub` of mc-checkpoint
 //! let documents = model.encode_document(&["Copper conducts heat.", "The harbour froze."])?; // (2, 384)
 //! let query = model.encode_query(&["which metal is warm?"])?; // (1, 384)
-//! let cosines = query.matmul(&documents.t()?)?; // (1, 2)
+//! let cosines = mc_embed::cosine_similarity(&query, &documents)?; // (1, 2)
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -31,3 +31,4 @@ pub use cross_encoder::{CrossEncoder, Ranked};
 pub use embedding_model::{Embedded, EmbeddingModel, EncodeOptions, Progress, Prompt};
 pub use error::{Error, Result};
 pub use known::{EmbeddingModelType, ModelSource};
+pub use modules::cosine_similarity;

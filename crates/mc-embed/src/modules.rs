@@ -94,7 +94,9 @@ impl Recipe {
                 return Err(wrong(&format!("module {at} has no `path`"), hint));
             };
             let folder = directory.folder(path);
-            match kind.rsplit('.').next().unwrap_or(kind) {
+            // Another program's module of the same name does something else.
+            let own = kind.strip_prefix("sentence_transformers.").and_then(|own| own.rsplit('.').next());
+            match own.unwrap_or_default() {
                 "Transformer" if at == 0 => {
                     recipe.reading = Reading::read(&folder, EMBED)?;
                     recipe.transformer = folder;
@@ -116,7 +118,7 @@ impl Recipe {
                     return Err(wrong(&problem, order));
                 }
                 _ => {
-                    let hint = "supported are Transformer, Pooling, Dense, Normalize";
+                    let hint = "supported are Transformer, Pooling, Dense, Normalize of sentence_transformers";
                     return Err(wrong(&format!("module {at} is of type `{kind}`"), hint));
                 }
             }
@@ -386,6 +388,22 @@ impl Step {
             DenseActivation::Sigmoid => ((y * 0.5)?.tanh()? + 1.0)? * 0.5,
         }
     }
+}
+
+/// The cosines between the rows of two matrices of vectors: `(n, d)` and `(m, d)` → `(n, m)`, in [−1, 1]; 0 with a vector of length 0.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let queries = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+/// let documents = Tensor::new(&[[6f32, 8.0], [-4.0, 3.0]], &Device::Cpu)?;
+/// assert_eq!(mc_embed::cosine_similarity(&queries, &documents)?.to_vec2::<f32>()?, [[1.0, 0.0]]);
+/// # Ok::<(), mc_embed::Error>(())
+/// ```
+///
+/// # Errors
+/// If the vectors are not of the same number of dimensions.
+pub fn cosine_similarity(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(normalized(a)?.matmul(&normalized(b)?.t()?)?)
 }
 
 /// Rows of length 1; those of length 0 stay.

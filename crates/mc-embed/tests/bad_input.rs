@@ -120,6 +120,20 @@ fn dimensions_and_prompts_that_there_are_not() -> Result<()> {
     Ok(())
 }
 
+/// Of several prompts for documents the first of `document`, `passage` and `corpus`.
+#[test]
+fn the_prompt_of_documents() -> Result<()> {
+    let copy = Copy::of("models/bert-mean")?;
+    let mut prompts = json!({"corpus": "c: ", "passage": "p: ", "document": "d: "});
+    for expected in ["d: ", "p: ", "c: ", ""] {
+        copy.write("config_sentence_transformers.json", &json!({"prompts": prompts}))?;
+        assert_eq!(copy.load()?.prompt(Prompt::Document)?, expected);
+        let gone = ["document", "passage", "corpus"].into_iter().find(|name| prompts.get(name).is_some());
+        gone.map(|name| prompts.as_object_mut().map(|prompts| prompts.remove(name)));
+    }
+    Ok(())
+}
+
 /// E5's directories name no prompts, and what sentence-transformers writes then are empty ones.
 #[test]
 fn prompts_of_a_known_model() -> Result<()> {
@@ -267,8 +281,8 @@ fn of_several_bad_texts_the_first_is_named() -> Result<()> {
 #[test]
 fn modules_that_make_no_sense() -> Result<()> {
     let copy = Copy::of("models/bert-mean")?;
-    let transformer = json!({"type": "a.b.Transformer", "path": ""});
-    let pooling = json!({"type": "a.b.Pooling", "path": "1_Pooling"});
+    let transformer = json!({"type": "sentence_transformers.models.Transformer", "path": ""});
+    let pooling = json!({"type": "sentence_transformers.base.modules.pooling.Pooling", "path": "1_Pooling"});
     for (modules, message, hint) in [
         (json!({}), "modules.json: is not a list of modules", Some("it lists objects with `type` and `path`")),
         (
@@ -277,22 +291,30 @@ fn modules_that_make_no_sense() -> Result<()> {
             Some("it lists objects with `type` and `path`"),
         ),
         (
-            json!([transformer, {"type": "Pooling"}]),
+            json!([transformer, {"type": "sentence_transformers.models.Pooling"}]),
             "modules.json: module 1 has no `path`",
             Some("it is the folder of the module"),
         ),
         (
-            json!([transformer, {"type": "Pooling", "path": null}]),
+            json!([transformer, {"type": "sentence_transformers.models.Pooling", "path": null}]),
             "modules.json: module 1 has no `path`",
             Some("it is the folder of the module"),
         ),
         (
-            json!([transformer, {"type": "Pooling", "path": 5}]),
+            json!([transformer, {"type": "sentence_transformers.models.Pooling", "path": 5}]),
             "modules.json: module 1 has no `path`",
             Some("it is the folder of the module"),
         ),
-        (json!([{"type": "Transformer", "path": "0_Transformer"}, pooling]), "0_Transformer/: no such directory", None),
-        (json!([{"type": "Transformer", "path": "../outside"}, pooling]), "is outside the directory", None),
+        (
+            json!([{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}, pooling]),
+            "0_Transformer/: no such directory",
+            None,
+        ),
+        (
+            json!([{"type": "sentence_transformers.models.Transformer", "path": "../outside"}, pooling]),
+            "is outside the directory",
+            None,
+        ),
         (
             json!([transformer]),
             "has no Pooling after a Transformer, so nothing makes one vector of a text",
@@ -305,27 +327,41 @@ fn modules_that_make_no_sense() -> Result<()> {
         ),
         (
             json!([pooling, transformer]),
-            "`a.b.Pooling` is module 0, where it has no meaning",
+            "`sentence_transformers.base.modules.pooling.Pooling` is module 0, where it has no meaning",
             Some("the order is Transformer, Pooling, and then"),
         ),
         (
             json!([transformer, pooling, pooling]),
-            "`a.b.Pooling` is module 2, where it has no meaning",
+            "`sentence_transformers.base.modules.pooling.Pooling` is module 2, where it has no meaning",
             Some("the order is Transformer, Pooling, and then"),
         ),
         (
-            json!([transformer, {"type": "x.CLIPModel", "path": ""}]),
-            "module 1 is of type `x.CLIPModel`",
+            json!([transformer, {"type": "sentence_transformers.models.CLIPModel", "path": ""}]),
+            "module 1 is of type `sentence_transformers.models.CLIPModel`",
             Some("supported are Transformer, Pooling"),
         ),
-        (json!([transformer, {"type": "Pooling", "path": "../outside"}]), "is outside the directory", None),
         (
-            json!([transformer, {"type": "Pooling", "path": "9_Pooling"}]),
+            json!([{"type": "custom_st.Transformer", "path": ""}, pooling]),
+            "module 0 is of type `custom_st.Transformer`",
+            Some("supported are Transformer, Pooling, Dense, Normalize of sentence_transformers"),
+        ),
+        (
+            json!([transformer, {"type": "Pooling", "path": "1_Pooling"}]),
+            "module 1 is of type `Pooling`",
+            Some("supported are Transformer, Pooling"),
+        ),
+        (
+            json!([transformer, {"type": "sentence_transformers.models.Pooling", "path": "../outside"}]),
+            "is outside the directory",
+            None,
+        ),
+        (
+            json!([transformer, {"type": "sentence_transformers.models.Pooling", "path": "9_Pooling"}]),
             "9_Pooling/config.json: is missing",
             Some("a module's folder is part of the model"),
         ),
         (
-            json!([transformer, pooling, {"type": "Dense", "path": "2_Dense"}]),
+            json!([transformer, pooling, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]),
             "2_Dense/config.json: is missing",
             Some("a module's folder is part of the model"),
         ),
@@ -335,13 +371,18 @@ fn modules_that_make_no_sense() -> Result<()> {
     }
     // A folder has more than one name.
     let expected = Copy::of("models/bert-mean")?.load()?.encode(&["bread"])?;
-    let (here, below) =
-        (json!({"type": "Transformer", "path": "."}), json!({"type": "Pooling", "path": "./1_Pooling/"}));
-    copy.write("modules.json", &json!([here, below, {"type": "Normalize", "path": "2"}]))?;
+    let (here, below) = (
+        json!({"type": "sentence_transformers.models.Transformer", "path": "."}),
+        json!({"type": "sentence_transformers.models.Pooling", "path": "./1_Pooling/"}),
+    );
+    copy.write("modules.json", &json!([here, below, {"type": "sentence_transformers.models.Normalize", "path": "2"}]))?;
     assert_close("./", &copy.load()?.encode(&["bread"])?, &expected, Tolerance::absolute(0.0));
     // What needs no folder needs none, and what only trains does nothing.
-    let dropout = json!({"type": "Dropout", "path": "3"});
-    copy.write("modules.json", &json!([transformer, pooling, dropout, {"type": "Normalize", "path": "7"}]))?;
+    let dropout = json!({"type": "sentence_transformers.models.Dropout", "path": "3"});
+    copy.write(
+        "modules.json",
+        &json!([transformer, pooling, dropout, {"type": "sentence_transformers.models.Normalize", "path": "7"}]),
+    )?;
     copy.load()?.encode(&["bread"])?;
     fs::write(copy.0.path().join("modules.json"), "[")?;
     let Err(error) = copy.load() else { panic!("half a file was read") };
@@ -635,6 +676,35 @@ fn settings_of_a_reranker() -> Result<()> {
         "`transformer_task` is \"text-generation\", expected \"sequence-classification\"",
         Some("a model of another"),
     );
+    Ok(())
+}
+
+/// What is done to a score is what the first of three places says; equal scores stay in the order of their documents.
+#[test]
+fn the_activation_of_a_reranker() -> Result<()> {
+    let copy = Copy::of("cross/bert-saved")?;
+    let scores = |documents: &[&str]| -> Result<_> {
+        Ok(CrossEncoder::load(copy.0.path(), &ModelLoader::new())?.score("bread", documents)?)
+    };
+    let (sigmoid, identity) = ("torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity");
+    let set = |saved: &Value, nested: &Value, old: &Value| -> Result<_> {
+        copy.set("config_sentence_transformers.json", "activation_fn", saved)?;
+        copy.set("config.json", "sentence_transformers", &json!({"activation_fn": nested}))?;
+        copy.set("config.json", "sbert_ce_default_activation_function", old)?;
+        Ok(scores(&["river"])?[0])
+    };
+    let logit = set(&json!(identity), &json!(sigmoid), &json!(sigmoid))?;
+    let score = 1.0 / (1.0 + (-logit).exp());
+    assert_eq!(set(&json!(sigmoid), &json!(identity), &json!(identity))?, score);
+    assert_eq!(set(&Value::Null, &json!(identity), &json!(sigmoid))?, logit);
+    assert_eq!(set(&Value::Null, &json!(sigmoid), &json!(identity))?, score);
+    assert_eq!(set(&Value::Null, &Value::Null, &json!(identity))?, logit);
+    assert_eq!(set(&Value::Null, &Value::Null, &Value::Null)?, score);
+
+    let model = CrossEncoder::load(copy.0.path(), &ModelLoader::new())?;
+    let documents = ["river", "bread", "river", "bread", "river"];
+    let order: Vec<usize> = model.rank("bread", &documents, 5)?.iter().map(|ranked| ranked.index).collect();
+    assert!(order == [0, 2, 4, 1, 3] || order == [1, 3, 0, 2, 4], "{order:?}");
     Ok(())
 }
 

@@ -109,9 +109,10 @@ impl Fields<'_> {
         match self.get(field).map(|v| (v, v.as_str())) {
             None | Some((_, Some("gelu"))) => Ok(Gelu::Exact),
             Some((_, Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast"))) => Ok(Gelu::Tanh),
-            Some((found, _)) => {
-                Err(self.error(field, format!("is {found}, expected \"gelu\" or \"gelu_pytorch_tanh\"")))
-            }
+            Some((found, _)) => Err(self.error(
+                field,
+                format!("is {found}, expected \"gelu\", \"gelu_new\", \"gelu_fast\" or \"gelu_pytorch_tanh\""),
+            )),
         }
     }
 
