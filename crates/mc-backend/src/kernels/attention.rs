@@ -87,8 +87,7 @@ impl Shape {
 
     /// The keys that any query of a tile sees, from a multiple of a panel's columns on.
     fn keys_of_tile(&self, b: usize, tile: &Range<usize>) -> Range<usize> {
-        let keys = self.visible_to_tile(b, tile);
-        keys.start / LANES * LANES..keys.end
+        from_panel(self.visible_to_tile(b, tile))
     }
 
     /// Row of the batch, time and head of element `unit` of a `(b, t, heads)`.
@@ -315,17 +314,16 @@ struct Tile<'a> {
 impl<'a> Tile<'a> {
     fn new(s: &Shape, texts: &'a Texts, (b, queries): (usize, Range<usize>)) -> Self {
         let (arithmetic, seen) = (texts.arithmetic, s.visible_to_tile(b, &queries));
-        let (from, first) = if seen.is_empty() { (seen.start, 0) } else { texts.unit(seen.start) };
-        let keys = from / LANES * LANES..seen.end;
+        let (units, from) = texts.units(&seen);
+        let keys = from_panel(from..seen.end);
         let (t, n) = (queries.len(), keys.len());
         let scores = Scratch::new(t.next_multiple_of(ROWS) * score_stride(n));
         let (units, p) = match arithmetic {
             Arithmetic::F32 => (keys.clone(), None),
             Arithmetic::BF16 => {
-                let end = if seen.is_empty() { first } else { texts.unit(seen.end - 1).1 + 1 };
-                let mut p = Rows::new(arithmetic, t, &[(end - first) * arithmetic.per_unit()]);
+                let mut p = Rows::new(arithmetic, t, &[units.len() * arithmetic.per_unit()]);
                 p.units.fill(0);
-                (first..end, Some(p))
+                (units, Some(p))
             }
         };
         let seen_by = |i: usize| {
@@ -337,8 +335,8 @@ impl<'a> Tile<'a> {
             if arithmetic == Arithmetic::F32 {
                 return Seen { columns, ..Seen::default() };
             }
-            let ((from, first), end) = (texts.unit(seen.start), texts.unit(seen.end - 1).1 + 1);
-            Seen { columns, from: from - keys.start, units: first - units.start..end - units.start }
+            let (of_query, from) = texts.units(&seen);
+            Seen { columns, from: from - keys.start, units: of_query.start - units.start..of_query.end - units.start }
         };
         let seen = queries.clone().map(seen_by).collect();
         Self { texts, b, queries, keys, units, seen, scores, p, inverse: vec![0.0; t] }
@@ -381,6 +379,11 @@ impl<'a> Tile<'a> {
             row[..d].iter_mut().for_each(|o| *o *= inverse);
         }
     }
+}
+
+/// These keys, from a multiple of a panel's columns on.
+fn from_panel(keys: Range<usize>) -> Range<usize> {
+    keys.start / LANES * LANES..keys.end
 }
 
 /// From one row of `n` scores to the next: wherever what is seen of them ends, whole vectors from its beginning on are in the row.

@@ -35,11 +35,19 @@ impl Texts {
         Self { arithmetic, places: places.collect(), units }
     }
 
-    /// The first key of the unit that this one is in, and the unit.
-    pub(super) fn unit(&self, key: usize) -> (usize, usize) {
-        let (keys, first) = &self.places[self.places.partition_point(|(keys, _)| keys.end <= key)];
-        let (before, per) = ((key - keys.start) / self.arithmetic.per_unit(), self.arithmetic.per_unit());
-        (keys.start + before * per, first + before)
+    /// The units that hold the values of these keys, and the first key of the first of them.
+    pub(super) fn units(&self, keys: &Range<usize>) -> (Range<usize>, usize) {
+        if keys.is_empty() {
+            return (0..0, keys.start);
+        }
+        let per = self.arithmetic.per_unit();
+        let unit = |key: usize| {
+            let (keys, first) = &self.places[self.places.partition_point(|(keys, _)| keys.end <= key)];
+            let before = (key - keys.start) / per;
+            (first + before, keys.start + before * per)
+        };
+        let (first, from) = unit(keys.start);
+        (first..unit(keys.end - 1).0 + 1, from)
     }
 
     /// The values of one head `(t, d)`, packed.

@@ -31,7 +31,7 @@ fn shape((batch, queries, past, kv_heads, group, dim): Sizes, causal: bool, wind
     let text = |from: usize| (from < keys).then(|| from..keys.min(from + 1 + random(100 + from, 40)));
     let segments = (seed % 3 == 2).then(|| std::iter::successors(text(0), |last| text(last.end)).collect());
     let value = |head: usize, distance: isize| (distance as f32 * 0.7).sin() - head as f32 * 0.2;
-    let bias = (random(10, 3) == 0).then(|| RelativeBias::new(heads, random(11, 20), value).into());
+    let bias = (random(10, 3) == 0).then(|| RelativeBias::new(heads, random(11, 20), value));
     Shape { batch, queries, keys, heads, kv_heads, dim, scale, causal, window, valid, segments, bias }
 }
 
@@ -264,7 +264,9 @@ fn scores_of_any_size_give_probabilities() {
         let mut inputs: [Heads; 4] = from_fn(|i| Heads::new(query, 0, mix(7, i)));
         for Heads { numbers, .. } in &mut inputs[..2] {
             if let Numbers::F32(x) = numbers {
-                x.iter_mut().for_each(|x| *x *= size);
+                for x in x {
+                    *x *= size;
+                }
             }
         }
         let expected = expected(&s, Arithmetic::F32, inputs.each_ref());
