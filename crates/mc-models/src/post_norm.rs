@@ -284,3 +284,22 @@ fn relative_bias(source: &dyn WeightSource, buckets: usize, heads: usize) -> Res
     };
     Ok(RelativeBias::new(heads, FARTHEST, |head, distance| table[bucket(distance)][head]))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{bert, distilbert, fields::Fields, mpnet, xlm_roberta};
+    use serde_json::json;
+
+    /// What transformers 5.23 takes where a config.json does not say; another usual one, 1e-5, would show in no golden file.
+    #[test]
+    fn the_epsilon_that_nobody_names() {
+        let json = json!({
+            "vocab_size": 9, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "dim": 4, "hidden_dim": 8, "n_layers": 1, "n_heads": 2,
+        });
+        for configure in [bert::configure, mpnet::configure, xlm_roberta::configure, distilbert::configure] {
+            let config = Fields::new("config.json", &json).and_then(|fields| configure(&fields, String::new()));
+            assert_eq!(config.unwrap().eps, 1e-12);
+        }
+    }
+}
