@@ -152,6 +152,7 @@ fn tokenizer_files(dir: &ModelDir) -> Result<TokenizerFiles<'static>> {
         directory: dir.name().into(),
         tokenizer_json: text("tokenizer.json")?.unwrap_or(Cow::Borrowed(b"")),
         tokenizer_config: text("tokenizer_config.json")?,
+        config: text("config.json")?,
         ..TokenizerFiles::default()
     })
 }

@@ -8,7 +8,6 @@ use crate::{
 use mc_models::Encoder;
 use mc_text::{CutSide, Encoded, Tokenizer};
 use rayon::prelude::*;
-use serde_json::Value;
 
 /// A tokenizer, and how long texts may be.
 #[derive(Clone, Debug)]
@@ -34,8 +33,8 @@ impl Tokens {
         let config = directory.json("tokenizer_config.json")?;
         let written = config.as_ref().map(|c| c.limit("model_max_length")).transpose()?.flatten();
         let written_side = config.as_ref().map(cut_side).transpose()?.flatten();
-        let side = reading.side.or(written_side).unwrap_or_default();
-        let types = if config.as_ref().map_or(Ok(true), gives_types)? { encoder.token_types() } else { 0 };
+        let side = reading.side.or(written_side).or(tokenizer.cut_side()).unwrap_or_default();
+        let types = if tokenizer.gives_types() { encoder.token_types() } else { 0 };
         let limit = reading.limit.or(written).unwrap_or(usize::MAX).min(encoder.max_tokens());
         if limit <= tokenizer.encode_within("", None, usize::MAX, side)?.ids.len() {
             let problem = format!("texts may have {limit} tokens, which leaves none beside the special ones");
@@ -106,14 +105,5 @@ pub(crate) fn cut_side(config: &Object) -> Result<Option<CutSide>> {
         Some("left") => Ok(Some(CutSide::Start)),
         Some("right") => Ok(Some(CutSide::End)),
         Some(other) => Err(config.wrong("truncation_side", &other.into(), "left or right")),
-    }
-}
-
-/// Whether a tokenizer tells which part of a pair a token is of: it says so, or its class does, of which those without a
-/// name of their own do not (transformers 5, `tokenization_utils_base.py`).
-fn gives_types(config: &Object) -> Result<bool> {
-    match config.map.get("model_input_names").and_then(Value::as_array) {
-        Some(names) => Ok(names.iter().any(|name| name == "token_type_ids")),
-        None => Ok(!matches!(config.text("tokenizer_class")?, Some("PreTrainedTokenizerFast" | "TokenizersBackend"))),
     }
 }

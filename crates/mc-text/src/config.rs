@@ -1,10 +1,11 @@
-//! tokenizer_config.json, as far as it concerns text: special tokens and chat templates; and special_tokens_map.json.
+//! tokenizer_config.json, as far as it concerns text: class, special tokens and chat templates; and special_tokens_map.json.
 
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use crate::class::{self, Class};
 use crate::error::one_line;
 use crate::{Error, Result, TokenizerFiles};
 
@@ -23,6 +24,12 @@ pub(crate) struct TokenizerConfig {
     pub(crate) extra_tokens: Vec<AddedToken>,
     /// `added_tokens_decoder`, by id.
     pub(crate) added_tokens: Vec<AddedToken>,
+    /// `tokenizer_class` with its options, or what stands for it.
+    pub(crate) class: Class,
+    /// The special tokens that the class has by name where none is written.
+    pub(crate) class_tokens: Vec<(String, AddedToken)>,
+    /// Whether a model is told of which part of a pair a token is.
+    pub(crate) gives_types: bool,
     /// `chat_template` as (name, field, template); a lone template is called `default`.
     pub(crate) chat_templates: Vec<(String, String, String)>,
 }
@@ -36,6 +43,12 @@ impl TokenizerConfig {
             extra_tokens: reader.extra_tokens(&config)?,
             added_tokens: reader.added_tokens(&config)?,
             chat_templates: reader.chat_templates(&config)?,
+            class: reader.class(&config, files)?,
+            ..Self::default()
+        };
+        parsed.gives_types = match config.get("model_input_names") {
+            Some(Value::Array(names)) => names.iter().any(|name| name == "token_type_ids"),
+            _ => parsed.class.gives_types(),
         };
         if !config.contains_key("added_tokens_decoder") {
             let reader = Reader { file: files.directory.join(MAP) };
@@ -51,7 +64,19 @@ impl TokenizerConfig {
                 parsed.extra_tokens = extra.into_iter().map(|token| token.special(true)).collect();
             }
         }
+        for (name, token) in parsed.class.special_tokens() {
+            // Null is written too, and means none.
+            if !config.contains_key(*name) && parsed.named_tokens.iter().all(|(written, _)| written != name) {
+                parsed.class_tokens.push(((*name).into(), AddedToken::from(*token, true)));
+            }
+        }
         Ok(parsed)
+    }
+
+    /// The special token of a name, written or of the class.
+    pub(crate) fn named(&self, name: &str) -> Option<&str> {
+        let mut tokens = self.named_tokens.iter().chain(&self.class_tokens);
+        tokens.find(|(known, _)| known == name).map(|(_, token)| token.content.as_str())
     }
 }
 
@@ -70,6 +95,36 @@ impl Reader {
                 let reason = format!("not valid JSON: {}", one_line(error));
                 Err(Error::Malformed { file: self.file.clone(), reason })
             }
+        }
+    }
+
+    fn class(&self, config: &Map<String, Value>, files: &TokenizerFiles) -> Result<Class> {
+        let of_model = Self { file: files.directory.join("config.json") };
+        let model = of_model.object(files.config.as_deref())?;
+        let written = match self.text(config, "tokenizer_class")? {
+            None => of_model.text(&model, "tokenizer_class")?,
+            written => written,
+        };
+        let flag = |field: &str| match config.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.wrong(field, other, "true or false")),
+        };
+        Ok(Class {
+            name: class::name(written, of_model.text(&model, "model_type")?, &files.tokenizer_json),
+            do_lower_case: flag("do_lower_case")?,
+            strip_accents: flag("strip_accents")?,
+            tokenize_chinese_chars: flag("tokenize_chinese_chars")?,
+            add_prefix_space: flag("add_prefix_space")?,
+            legacy: flag("legacy")?,
+        })
+    }
+
+    fn text<'v>(&self, object: &'v Map<String, Value>, field: &str) -> Result<Option<&'v str>> {
+        match object.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(field, other, "a string")),
         }
     }
 

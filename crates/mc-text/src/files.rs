@@ -29,6 +29,8 @@ pub struct TokenizerFiles<'a> {
     pub tokenizer_json: Cow<'a, [u8]>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<Cow<'a, [u8]>>,
+    /// `config.json`, the model's: it stands for a `tokenizer_class` that `tokenizer_config.json` does not name.
+    pub config: Option<Cow<'a, [u8]>>,
     /// `special_tokens_map.json`: goes before the names in a `tokenizer_config.json` from before 2024, without `added_tokens_decoder`.
     pub special_tokens_map: Option<Cow<'a, [u8]>>,
     /// `chat_template.jinja`: overrides the template in `tokenizer_config.json`.
@@ -51,6 +53,7 @@ impl TokenizerFiles<'static> {
             directory: directory.to_path_buf(),
             tokenizer_json: Cow::Borrowed(&[]),
             tokenizer_config: if_there(read(&directory.join("tokenizer_config.json"), SMALL_LIMIT))?.map(Cow::Owned),
+            config: if_there(read(&directory.join("config.json"), SMALL_LIMIT))?.map(Cow::Owned),
             special_tokens_map: if_there(read(&directory.join("special_tokens_map.json"), SMALL_LIMIT))?
                 .map(Cow::Owned),
             chat_template: if_there(read_text(&directory.join("chat_template.jinja")))?.map(Cow::Owned),

@@ -14,6 +14,7 @@
 
 mod assistant_ranges;
 mod chat;
+mod class;
 mod config;
 mod detokenizer;
 mod error;

@@ -40,6 +40,8 @@ struct Shared {
     file: PathBuf,
     tokenizer: tokenizers::Tokenizer,
     named_tokens: BTreeMap<String, String>,
+    cut_side: Option<CutSide>,
+    gives_types: bool,
 }
 
 /// Where a text that is too long is cut.
@@ -83,20 +85,16 @@ impl Tokenizer {
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
         let file = files.directory.join("tokenizer.json");
         let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
-        let mut tokenizer = guarded(|| tokenizer_json::read(&files.tokenizer_json))
+        let (mut tokenizer, cut_side) = guarded(|| tokenizer_json::read(&files.tokenizer_json))
             .map_err(|error| not_a_tokenizer(&file, &files.tokenizer_json, error))?;
 
-        let config = TokenizerConfig::parse(files)?;
-        // What the configuration says of an added token goes over what tokenizer.json says.
-        guarded(|| {
-            tokenizer.add_tokens(config.added_tokens.iter().cloned())?;
-            let missing = missing_special_tokens(&tokenizer, &config);
-            tokenizer.add_tokens(missing)
-        })
-        .map_err(malformed)?;
+        let mut config = TokenizerConfig::parse(files)?;
+        guarded(|| make_of_class(&mut tokenizer, &mut config)).map_err(malformed)?;
 
-        let named_tokens = config.named_tokens.into_iter().map(|(name, token)| (name, token.content)).collect();
-        Ok(Self { shared: Arc::new(Shared { file, tokenizer, named_tokens }) })
+        let named_tokens = config.class_tokens.into_iter().chain(config.named_tokens);
+        let named_tokens = named_tokens.map(|(name, token)| (name, token.content)).collect();
+        let shared = Shared { file, tokenizer, named_tokens, cut_side, gives_types: config.gives_types };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The ids of `text`; with `add_special_tokens` also those that the tokenizer puts around a text, such as BOS.
@@ -153,17 +151,29 @@ impl Tokenizer {
         })
     }
 
+    /// Where tokenizer.json cuts a text that is too long; transformers goes by it where tokenizer_config.json has no `truncation_side`.
+    pub fn cut_side(&self) -> Option<CutSide> {
+        self.shared.cut_side
+    }
+
+    /// Whether transformers tells a model of which part of a pair a token is: `model_input_names` says so, or the tokenizer's class.
+    pub fn gives_types(&self) -> bool {
+        self.shared.gives_types
+    }
+
     /// The same tokenizer for texts in lower case, whatever it does to them besides.
     pub fn lower_cased(&self) -> Result<Self> {
         use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
         let mut tokenizer = self.shared.tokenizer.clone();
         let mut normalizers = vec![NormalizerWrapper::Lowercase(Lowercase)];
         normalizers.extend(tokenizer.get_normalizer().cloned());
-        let Shared { file, named_tokens, .. } = &*self.shared;
+        let Shared { file, named_tokens, cut_side, gives_types, .. } = &*self.shared;
         let malformed = |error: tokenizers::Error| Error::Malformed { file: file.clone(), reason: one_line(error) };
         // It looks at the added tokens again.
         guarded(|| tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map(drop)).map_err(malformed)?;
-        Ok(Self { shared: Arc::new(Shared { file: file.clone(), tokenizer, named_tokens: named_tokens.clone() }) })
+        let (file, named_tokens) = (file.clone(), named_tokens.clone());
+        let shared = Shared { file, tokenizer, named_tokens, cut_side: *cut_side, gives_types: *gives_types };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The ids of `text`, without special tokens around it, and for each whether it stands for any of the bytes in
@@ -287,12 +297,38 @@ impl Tokenizer {
     }
 }
 
+/// Does what tokenizer_config.json says over tokenizer.json.
+fn make_of_class(tokenizer: &mut tokenizers::Tokenizer, config: &mut TokenizerConfig) -> tokenizers::Result<()> {
+    let unk_token = config.named("unk_token").map(String::from);
+    config.class.apply(tokenizer, unk_token.as_deref())?;
+    // What the configuration says of an added token goes over what tokenizer.json says.
+    tokenizer.add_tokens(config.added_tokens.iter().cloned())?;
+    let missing = missing_special_tokens(tokenizer, config);
+    tokenizer.add_tokens(missing)?;
+    if config.class.plain_special_tokens() {
+        let named = config.named_tokens.iter().map(|(_, token)| token);
+        let all = named.chain(&config.extra_tokens).map(|token| AddedToken::from(token.content.as_str(), true));
+        tokenizer.add_tokens(all.collect::<Vec<_>>())?;
+    }
+    let token = |name: &str| {
+        let token = config.named(name)?;
+        Some((token.to_string(), tokenizer.token_to_id(token)?))
+    };
+    if let Some(post_processor) = config.class.post_processor(token)? {
+        tokenizer.with_post_processor(Some(post_processor));
+    }
+    Ok(())
+}
+
 /// Special tokens of the configuration that are not among the added tokens yet, as transformers adds them: only added
 /// tokens are found in a text as one piece, and skipped on decoding.
 fn missing_special_tokens(tokenizer: &tokenizers::Tokenizer, config: &TokenizerConfig) -> Vec<AddedToken> {
     let known = tokenizer.get_added_vocabulary().get_vocab();
+    let of_class = config.class_tokens.iter().map(|(_, token)| token.clone());
+    // Transformers adds them where the vocabulary has them not too, with ids that no model has an embedding for.
+    let of_class = of_class.filter(|token| tokenizer.token_to_id(&token.content).is_some());
     let named = config.named_tokens.iter().map(|(_, token)| AddedToken { special: true, ..token.clone() });
-    named.chain(config.extra_tokens.iter().cloned()).filter(|token| !known.contains_key(&token.content)).collect()
+    of_class.chain(named).chain(config.extra_tokens.iter().cloned()).filter(|token| !known.contains_key(&token.content)).collect()
 }
 
 /// Says what is wrong with a tokenizer.json better than the parser of its untagged enums does.

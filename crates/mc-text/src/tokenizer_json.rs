@@ -6,23 +6,33 @@
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor, value::MapAccessDeserializer};
 use tokenizers::{
     AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper,
-    PreTokenizerWrapper, Tokenizer, TruncationParams,
+    PreTokenizerWrapper, Tokenizer, TruncationDirection, TruncationParams,
 };
 
-/// A tokenizer without truncation and padding, whatever the file says of them.
+use crate::CutSide;
+
+/// A tokenizer without truncation and padding, whatever the file says of them, and the side at which it would truncate.
 ///
 /// What cannot be read this way is read the library's own, which has the last word on what is a tokenizer.
-pub(crate) fn read(json: &[u8]) -> tokenizers::Result<Tokenizer> {
+pub(crate) fn read(json: &[u8]) -> tokenizers::Result<(Tokenizer, Option<CutSide>)> {
     at_once(json).or_else(|_| {
         let mut tokenizer = Tokenizer::from_bytes(json)?;
+        let side = tokenizer.get_truncation().map(cut_side);
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
-        Ok(tokenizer)
+        Ok((tokenizer, side))
     })
 }
 
+fn cut_side(truncation: &TruncationParams) -> CutSide {
+    match truncation.direction {
+        TruncationDirection::Left => CutSide::Start,
+        TruncationDirection::Right => CutSide::End,
+    }
+}
+
 /// Reads less than the library, and nothing that it refuses, save a model whose type stands twice.
-fn at_once(json: &[u8]) -> tokenizers::Result<Tokenizer> {
+fn at_once(json: &[u8]) -> tokenizers::Result<(Tokenizer, Option<CutSide>)> {
     // Of a list serde would take the fields in their order.
     if json.trim_ascii_start().first() != Some(&b'{') {
         return Err("not an object".into());
@@ -44,7 +54,7 @@ fn at_once(json: &[u8]) -> tokenizers::Result<Tokenizer> {
             _ => {}
         }
     }
-    Ok(tokenizer)
+    Ok((tokenizer, file.truncation.as_ref().map(cut_side)))
 }
 
 #[derive(serde::Deserialize)]
@@ -52,8 +62,7 @@ fn at_once(json: &[u8]) -> tokenizers::Result<Tokenizer> {
 struct File {
     #[serde(default, deserialize_with = "present")]
     version: Option<String>,
-    #[serde(rename = "truncation")]
-    _truncation: Option<TruncationParams>,
+    truncation: Option<TruncationParams>,
     #[serde(rename = "padding")]
     _padding: Option<PaddingParams>,
     #[serde(default)]
@@ -131,7 +140,7 @@ mod tests {
             turned["model"] = value["model"].as_object().unwrap().clone().into_iter().rev().collect();
             texts.push(turned.to_string());
             for text in texts.iter().map(String::as_bytes).chain([&json[..]]) {
-                assert_eq!(read(text).unwrap().to_string(false).unwrap(), expected);
+                assert_eq!(read(text).unwrap().0.to_string(false).unwrap(), expected);
             }
             at_once(&json).unwrap();
             seen += 1;
@@ -163,9 +172,9 @@ mod tests {
         ] {
             let with =
                 |more: &str| format!(r#"{{"version":"1.0","added_tokens":[],"model":{model}{more}}}}}"#).into_bytes();
-            let plain = at_once(&with("")).unwrap().to_string(false).unwrap();
+            let plain = at_once(&with("")).unwrap().0.to_string(false).unwrap();
             assert!(at_once(&with(r#","of_tomorrow":3"#)).is_err());
-            assert_eq!(read(&with(r#","of_tomorrow":3"#)).unwrap().to_string(false).unwrap(), plain);
+            assert_eq!(read(&with(r#","of_tomorrow":3"#)).unwrap().0.to_string(false).unwrap(), plain);
         }
     }
 
@@ -256,9 +265,9 @@ mod tests {
         let mut read_by_both = 0;
         for file in &files {
             let expected = of_library(file);
-            let found = read(file.as_bytes()).ok().map(|tokenizer| tokenizer.to_string(false).unwrap());
+            let found = read(file.as_bytes()).ok().map(|(tokenizer, _)| tokenizer.to_string(false).unwrap());
             assert_eq!(found, expected, "{file}");
-            if let Ok(found) = at_once(file.as_bytes()) {
+            if let Ok((found, _)) = at_once(file.as_bytes()) {
                 assert_eq!(Some(found.to_string(false).unwrap()), expected, "at once: {file}");
                 read_by_both += 1;
             }
