@@ -11,7 +11,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 23] = [
+const MODELS: [&str; 28] = [
     "bert-mean",
     "bert-cls-dense",
     "bert-concat",
@@ -20,9 +20,14 @@ const MODELS: [&str; 23] = [
     "bert-bare",
     "bert-old",
     "bert-dense",
+    "bert-class",
+    "bert-sides",
+    "bert-sides-asked",
     "mpnet-mean",
     "xlm-roberta-mean",
     "xlm-roberta-cls",
+    "xlm-roberta-class",
+    "xlm-roberta-spaces",
     "roberta-cls",
     "camembert-mean",
     "distilbert-max",
@@ -204,6 +209,8 @@ fn reranking() -> Result<()> {
         "cross/xlm-roberta",
         "cross/camembert",
         "cross/bert-identity",
+        "cross/bert-class",
+        "cross/bert-without",
         "cross/bert-saved",
         "cross/bert-prompt",
     ] {

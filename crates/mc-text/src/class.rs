@@ -13,7 +13,8 @@ use tokenizers::processors::template::{Template, TemplateProcessing};
 use tokenizers::{Model, Result, Tokenizer};
 
 /// The pattern of `models/qwen2/tokenization_qwen2.py`.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Classes that transformers makes anew too, of models that this project does not read.
 const OTHERS: [&str; 45] = [
@@ -65,7 +66,7 @@ const OTHERS: [&str; 45] = [
 ];
 
 /// Classes that give a model the token types, `Fast` left out: those whose `model_input_names` hold `token_type_ids`.
-const WITH_TYPES: [&str; 15] = [
+const WITH_TYPES: [&str; 16] = [
     "BertTokenizer",
     "CanineTokenizer",
     "ConvBertTokenizer",
@@ -73,14 +74,15 @@ const WITH_TYPES: [&str; 15] = [
     "DPRQuestionEncoderTokenizer",
     "DebertaTokenizer",
     "DebertaV2Tokenizer",
-    "FNetTokenizer",
     "ElectraTokenizer",
+    "FNetTokenizer",
     "LayoutLMTokenizer",
     "LayoutLMv2Tokenizer",
     "LxmertTokenizer",
     "MarkupLMTokenizer",
     "MobileBertTokenizer",
     "SqueezeBertTokenizer",
+    "TapasTokenizer",
 ];
 
 /// The class that takes tokenizer.json as it is.
@@ -143,8 +145,13 @@ impl Class {
 
     fn kind(&self) -> Option<Kind> {
         Some(match self.name.as_str() {
-            "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" | "LayoutLMTokenizer" | "LxmertTokenizer"
-            | "MobileBertTokenizer" | "SqueezeBertTokenizer" => Kind::Bert,
+            "BertTokenizer"
+            | "DistilBertTokenizer"
+            | "ElectraTokenizer"
+            | "LayoutLMTokenizer"
+            | "LxmertTokenizer"
+            | "MobileBertTokenizer"
+            | "SqueezeBertTokenizer" => Kind::Bert,
             "MPNetTokenizer" => Kind::MpNet,
             "RobertaTokenizer" | "BartTokenizer" | "LEDTokenizer" | "LongformerTokenizer" | "MvpTokenizer" => {
                 Kind::Roberta
@@ -256,7 +263,8 @@ impl Class {
                     return Err("has no prefix or suffix of subwords, and tokenizer.json has");
                 }
                 let llama = kind == Kind::Llama;
-                let options = (old.fuse_unk, old.byte_fallback, old.ignore_merges, old.unk_token.is_none(), old.dropout);
+                let options =
+                    (old.fuse_unk, old.byte_fallback, old.ignore_merges, old.unk_token.is_none(), old.dropout);
                 if options == (llama, llama, false, true, None) {
                     return Ok(None);
                 }
@@ -308,7 +316,8 @@ impl Class {
     fn around(&self, kind: Kind) -> [Value; 2] {
         let space = self.add_prefix_space.unwrap_or(matches!(kind, Kind::Llama | Kind::XlmRoberta | Kind::Camembert));
         let bytes = |use_regex| json!({"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": use_regex});
-        let metaspace = |scheme, split| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+        let metaspace =
+            |scheme, split| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
         let scheme = match (space, kind) {
             (false, _) => "never",
             (true, Kind::Llama) if !self.legacy.unwrap_or(false) => "first",
@@ -342,28 +351,31 @@ impl Class {
         }
     }
 
-    /// What the class puts around texts, of the special tokens by name; `None` where tokenizer.json decides.
+    /// What is put around texts, of the special tokens by name: by the class, or where tokenizer.json has nothing; `None` where it stays.
     pub(crate) fn post_processor(
         &self,
+        written: Option<&PostProcessorWrapper>,
         token: impl Fn(&str) -> Option<(String, u32)>,
     ) -> Result<Option<PostProcessorWrapper>> {
-        let Some(kind) = self.kind() else { return Ok(None) };
-        let [first, last] = match kind {
-            Kind::Bert | Kind::MpNet | Kind::Roberta => ["cls_token", "sep_token"],
-            Kind::XlmRoberta | Kind::Camembert => ["bos_token", "eos_token"],
-            Kind::GptNeoX => return template(&["$A"], &["$A", "$B:1"], vec![]).map(Some),
-            Kind::Gpt2 | Kind::Qwen2 | Kind::Llama => return Ok(None),
+        let kind = self.kind();
+        let ends = match kind {
+            Some(Kind::Bert | Kind::MpNet | Kind::Roberta) => token("cls_token").zip(token("sep_token")),
+            Some(Kind::XlmRoberta | Kind::Camembert) => token("bos_token").zip(token("eos_token")),
+            _ => None,
         };
-        let (Some(first), Some(last)) = (token(first), token(last)) else { return Ok(None) };
-        if matches!(kind, Kind::MpNet | Kind::Roberta) {
-            let space = kind == Kind::Roberta && self.add_prefix_space.unwrap_or(false);
+        let Some((first, last)) = ends else {
+            let none = written.is_none() || kind == Some(Kind::GptNeoX);
+            return none.then(|| template(&["$A"], &["$A", "$B:1"], vec![])).transpose();
+        };
+        if matches!(kind, Some(Kind::MpNet | Kind::Roberta)) {
+            let space = kind == Some(Kind::Roberta) && self.add_prefix_space.unwrap_or(false);
             return Ok(Some(RobertaProcessing::new(last, first).trim_offsets(true).add_prefix_space(space).into()));
         }
         let (open, close) = (first.0.as_str(), last.0.as_str());
         let single = [open, "$A", close];
         let second = &format!("{close}:1");
         let tokens = vec![first.clone(), last.clone()];
-        if kind == Kind::Bert {
+        if kind == Some(Kind::Bert) {
             return template(&single, &[open, "$A", close, "$B:1", second], tokens).map(Some);
         }
         template(&single, &[open, "$A", close, close, "$B", close], tokens).map(Some)

@@ -19,8 +19,9 @@ use crate::{Detokenizer, Error, Result, TokenizerFiles, tokenizer_json};
 /// Where the library below panics over an odd file, that is an error, and is not printed: the first call puts a hook before the
 /// process's panic hook, which still hears of every other panic.
 ///
-/// It encodes as transformers does with the same files, but never truncates and never pads, whatever tokenizer.json
-/// asks for: both would change training data without a word.
+/// It encodes as transformers 5 does with the same files, for the models that this project reads; where a `tokenizer_class` says over
+/// tokenizer.json what is not known here, a warning names it. It never truncates and never pads, whatever tokenizer.json asks for:
+/// both would change training data without a word.
 ///
 /// ```
 /// use mc_text::Tokenizer;
@@ -314,7 +315,7 @@ fn make_of_class(tokenizer: &mut tokenizers::Tokenizer, config: &mut TokenizerCo
         let token = config.named(name)?;
         Some((token.to_string(), tokenizer.token_to_id(token)?))
     };
-    if let Some(post_processor) = config.class.post_processor(token)? {
+    if let Some(post_processor) = config.class.post_processor(tokenizer.get_post_processor(), token)? {
         tokenizer.with_post_processor(Some(post_processor));
     }
     Ok(())
@@ -328,7 +329,11 @@ fn missing_special_tokens(tokenizer: &tokenizers::Tokenizer, config: &TokenizerC
     // Transformers adds them where the vocabulary has them not too, with ids that no model has an embedding for.
     let of_class = of_class.filter(|token| tokenizer.token_to_id(&token.content).is_some());
     let named = config.named_tokens.iter().map(|(_, token)| AddedToken { special: true, ..token.clone() });
-    of_class.chain(named).chain(config.extra_tokens.iter().cloned()).filter(|token| !known.contains_key(&token.content)).collect()
+    of_class
+        .chain(named)
+        .chain(config.extra_tokens.iter().cloned())
+        .filter(|token| !known.contains_key(&token.content))
+        .collect()
 }
 
 /// Says what is wrong with a tokenizer.json better than the parser of its untagged enums does.

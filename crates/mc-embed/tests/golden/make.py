@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     CamembertConfig,
@@ -142,6 +142,13 @@ def unigram():
     return tokenizer, dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>")
 
 
+def unigram_spaces():
+    """As a converted XLM-RoBERTa: runs of spaces collapse, and white space is split by nothing but Metaspace."""
+    tokenizer, names = unigram()
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    return tokenizer, names
+
+
 def byte_level(special, **post):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -205,7 +212,7 @@ def distilbert(**changes):
 
 
 # `drop` and `set` change fields of config.json as it was saved: files on the hub are older than the library, and leave out
-# what was a default then.
+# what was a default then. `named` changes those of tokenizer_config.json, and `truncation` that of tokenizer.json.
 MODELS = {
     "bert-mean": dict(
         config=bert(), tokenizer=wordpiece, modules=["pooling", "normalize"], pooling=["mean"], old=True, length=48, no_folder=True,
@@ -314,6 +321,31 @@ MODELS = {
         tokenizer=qwen_bpe, modules=["pooling"], pooling=["weightedmean", "lasttoken", "cls"], include_prompt=False, length=70,
         prompts={"query": "candle: ", "document": "the paper "},
     ),
+    # Tokenizers whose class says other things than tokenizer.json.
+    "bert-class": dict(
+        config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, modules=["pooling"], pooling=["mean"], length=45,
+        named={"tokenizer_class": "BertTokenizer", "do_lower_case": False, "tokenize_chinese_chars": False},
+    ),
+    "xlm-roberta-class": dict(
+        config=roberta(num_hidden_layers=1, hidden_size=12), tokenizer=unigram_spaces, modules=["pooling"], pooling=["mean"], length=65,
+        named={"tokenizer_class": "XLMRobertaTokenizerFast"},
+    ),
+    # Its tokenizer.json alone, which also cuts at the start.
+    "xlm-roberta-spaces": dict(
+        config=roberta(num_hidden_layers=1, hidden_size=12), tokenizer=unigram_spaces, modules=["pooling"], pooling=["mean"], length=40,
+        truncation={"direction": "Left", "max_length": 512, "strategy": "LongestFirst", "stride": 0},
+    ),
+    # What its tokenizer_config.json says of that goes before, and arguments for the tokenizer before both.
+    "bert-sides": dict(
+        config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=left_wordpiece, modules=["pooling"], pooling=["mean"],
+        truncation={"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}, length=50,
+        reading={"max_seq_length": 20, "processor_kwargs": {"model_max_length": 23}},
+    ),
+    "bert-sides-asked": dict(
+        config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=left_wordpiece, modules=["pooling"], pooling=["mean"], length=50,
+        truncation={"direction": "Left", "max_length": 512, "strategy": "LongestFirst", "stride": 0},
+        reading={"max_seq_length": 20, "tokenizer_args": {"truncation_side": "right"}},
+    ),
     # What was saved to generate has no modules.
     "llama-bare": dict(
         config=LlamaConfig(
@@ -332,6 +364,15 @@ CROSS = {
     "bert-identity": dict(
         config=bert(num_labels=1, num_hidden_layers=1, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.0"}),
         tokenizer=wordpiece, length=64, types=False,
+    ),
+    # Classes that give token types where nothing is said of them, and one that does not.
+    "bert-class": dict(
+        config=bert(num_labels=1, num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, length=60, types=False,
+        named={"tokenizer_class": "ElectraTokenizerFast", "do_lower_case": False},
+    ),
+    "bert-without": dict(
+        config=bert(num_labels=1, num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, length=60, types=False,
+        named={"tokenizer_class": "DistilBertTokenizer"},
     ),
     # As CrossEncoder writes it.
     "bert-saved": dict(config=bert(num_labels=1, num_hidden_layers=1, hidden_size=16), tokenizer=wordpiece, length=55, saved=dict(activation_fn=torch.nn.Identity())),
@@ -367,6 +408,9 @@ def make_transformer(directory, name, case, auto):
     if case["config"].model_type == "bert" and case.get("types", True):
         names = names | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **length).save_pretrained(directory)
+    for file, changes in (("tokenizer_config.json", case.get("named")), ("tokenizer.json", {"truncation": case.get("truncation")})):
+        if changes and any(changes.values()):
+            write_json(directory / file, json.loads((directory / file).read_text()) | changes)
     if "prefix" in case:
         tensors = {case["prefix"] + k: v for k, v in load_file(directory / "model.safetensors").items()}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -1,11 +1,13 @@
 """Makes the golden files of mc-text: tiny tokenizers, chat templates, and what transformers does with them.
 
-Run with the versions below: `python make.py`. It writes one directory per tokenizer beside itself.
+Run with the versions below: `python make.py`. It writes one directory per tokenizer beside itself, and `classes/`; with
+names of these as arguments only those.
 """
 
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import jinja2
@@ -13,6 +15,8 @@ import tokenizers
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+import classes
 
 assert transformers.__version__ == "5.23.0", transformers.__version__
 assert tokenizers.__version__ == "0.23.3", tokenizers.__version__
@@ -471,6 +475,8 @@ def write(path, value):
 
 
 def make(name, tokenizer, config, templates):
+    if NAMES and name not in NAMES:
+        return
     directory = HERE / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -520,7 +526,11 @@ def make(name, tokenizer, config, templates):
         write(directory / "generation.json", spans)
 
 
-write(HERE / "conversations.json", {"messages": CONVERSATIONS, "options": OPTIONS})
+NAMES = sys.argv[1:]
+if not NAMES or "classes" in NAMES:
+    classes.make(HERE / "classes", write)
+if not NAMES:
+    write(HERE / "conversations.json", {"messages": CONVERSATIONS, "options": OPTIONS})
 make(
     "byte_level", byte_level(),
     {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "add_bos_token": False, "add_eos_token": True,

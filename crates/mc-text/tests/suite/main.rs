@@ -4,6 +4,7 @@
 
 mod assistant_ranges;
 mod bad_input;
+mod classes;
 mod detokenizer;
 mod golden;
 mod within;

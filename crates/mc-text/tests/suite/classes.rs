@@ -1,0 +1,157 @@
+//! What a `tokenizer_class` says over tokenizer.json is as in transformers, and what is not known is said.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+
+use mc_text::{CutSide, Error, Tokenizer, TokenizerFiles};
+use serde_json::{Value, json};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::{golden_json, golden_path};
+
+/// A tokenizer of a file below `golden/classes`, beside other files.
+fn tokenizer_of(file: &str, files: &Value) -> Result<Tokenizer, Error> {
+    let other = |name: &str| files.get(name).map(|json| json.to_string().into_bytes().into());
+    Tokenizer::from_files(&TokenizerFiles {
+        tokenizer_json: std::fs::read(golden_path("classes").join(file)).unwrap().into(),
+        tokenizer_config: other("tokenizer_config.json"),
+        config: other("config.json"),
+        ..TokenizerFiles::default()
+    })
+}
+
+fn numbers(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn classes_encode_as_in_transformers() {
+    let expected = golden_json("classes/expected.json");
+    let text = |value: &Value| value.as_str().unwrap().to_string();
+    let (texts, pairs) = (expected["texts"].as_array().unwrap(), expected["pairs"].as_array().unwrap());
+    let (mut differ, mut types) = (0, 0);
+    for case in expected["cases"].as_array().unwrap() {
+        let what = format!("{} {}", case["tokenizer"], case["files"]);
+        let tokenizer = tokenizer_of(case["tokenizer"].as_str().unwrap(), &case["files"]).unwrap();
+        let mut all = vec![];
+        for (text, ids) in texts.iter().zip(case["ids"].as_array().unwrap()) {
+            let text = text.as_str().unwrap();
+            let found = tokenizer.encode(text, true).unwrap();
+            assert_eq!(found, numbers(ids), "{what}: {text:?}");
+            all.extend(found);
+        }
+        assert_eq!(tokenizer.decode(&all, false).unwrap(), case["decoded"], "{what}");
+        for (i, pair) in pairs.iter().enumerate() {
+            let found = tokenizer.encode_within(&text(&pair[0]), Some(&text(&pair[1])), 1000, CutSide::End).unwrap();
+            let wanted = (numbers(&case["pairs"][i]), numbers(&case["pair_types"][i]));
+            assert_eq!((found.ids, found.type_ids), wanted, "{what}: {pair}");
+        }
+        assert_eq!(tokenizer.gives_types(), case["gives_types"], "{what}");
+        differ += usize::from(case["differs"] == true);
+        types += usize::from(tokenizer.gives_types());
+    }
+    assert!(differ >= 35 && types >= 8, "{differ} differ from tokenizer.json alone, {types} give token types");
+}
+
+/// `golden/classes.py` has asked each class that transformers has.
+#[test]
+fn classes_give_token_types_as_in_transformers() {
+    let expected = golden_json("classes/types.json");
+    let mut given = 0;
+    for (class, gives) in expected.as_object().unwrap() {
+        for class in [class.clone(), format!("{class}Fast")] {
+            let files = json!({"tokenizer_config.json": {"tokenizer_class": class}});
+            assert_eq!(tokenizer_of("cased.json", &files).unwrap().gives_types(), *gives, "{class}");
+        }
+        given += usize::from(*gives == true);
+    }
+    assert!(given >= 15 && expected.as_object().unwrap().len() > 80);
+    let named = |names: Value| {
+        let config = json!({"tokenizer_class": "BertTokenizer", "model_input_names": names});
+        tokenizer_of("cased.json", &json!({"tokenizer_config.json": config})).unwrap().gives_types()
+    };
+    assert!(!named(json!(["input_ids"])) && named(json!(["input_ids", "token_type_ids"])) && named(Value::Null));
+}
+
+#[test]
+fn the_side_at_which_tokenizer_json_cuts() {
+    let side = |truncation: Value| {
+        let mut json = golden_json("classes/cased.json");
+        json["truncation"] = truncation;
+        let files = TokenizerFiles { tokenizer_json: json.to_string().into_bytes().into(), ..Default::default() };
+        Tokenizer::from_files(&files).unwrap().lower_cased().unwrap().cut_side()
+    };
+    let of = |direction| json!({"direction": direction, "max_length": 5, "strategy": "LongestFirst", "stride": 0});
+    assert_eq!(side(of("Left")), Some(CutSide::Start));
+    assert_eq!(side(of("Right")), Some(CutSide::End));
+    assert_eq!(side(Value::Null), None);
+}
+
+#[test]
+fn wrong_options_are_named() {
+    let check = |files: Value, expected: &str| {
+        assert_eq!(tokenizer_of("cased.json", &files).unwrap_err().to_string(), expected);
+    };
+    for field in ["do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "legacy"] {
+        let expected = format!("tokenizer_config.json: `{field}` is 1, expected true or false");
+        check(json!({"tokenizer_config.json": {field: 1}}), &expected);
+    }
+    let expected = "tokenizer_config.json: `tokenizer_class` is a list, expected a string";
+    check(json!({"tokenizer_config.json": {"tokenizer_class": []}}), expected);
+    check(json!({"config.json": {"model_type": 3}}), "config.json: `model_type` is 3, expected a string");
+}
+
+/// Keeps warnings.
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        *metadata.level() == Level::WARN
+    }
+    fn event(&self, event: &Event) {
+        struct Message<'a>(&'a Mutex<Vec<String>>);
+        impl Visit for Message<'_> {
+            fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+                self.0.lock().unwrap().push(format!("{value:?}"));
+            }
+        }
+        event.record(&mut Message(&self.0));
+    }
+    fn new_span(&self, _: &Attributes) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn what_is_not_known_is_said() {
+    let of = |file: &str, class: &str| {
+        let said = Arc::new(Mutex::new(vec![]));
+        let config = json!({"tokenizer_class": class});
+        let ids = tracing::subscriber::with_default(Warnings(said.clone()), || {
+            let tokenizer = tokenizer_of(file, &json!({"tokenizer_config.json": config})).unwrap();
+            tokenizer.encode("The River", true).unwrap()
+        });
+        (ids, std::mem::take(&mut *said.lock().unwrap()).join("\n"))
+    };
+    let (plain, said) = of("cased.json", "PreTrainedTokenizerFast");
+    assert_eq!(said, "");
+    for (file, class, problem) in [
+        (
+            "cased.json",
+            "T5TokenizerFast",
+            "`T5Tokenizer` is made anew by transformers, in a way that is not known here",
+        ),
+        ("cased.json", "RobertaTokenizer", "`RobertaTokenizer` has another model than tokenizer.json"),
+        ("cased.json", "XLMRobertaTokenizer", "`XLMRobertaTokenizer` has another model than tokenizer.json"),
+    ] {
+        let (ids, said) = of(file, class);
+        assert!(said.starts_with(&format!("tokenizer_config.json: {problem}: ids are those of")), "{said}");
+        assert_eq!(ids, plain, "{class}");
+    }
+}
