@@ -11,7 +11,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const MODELS: [&str; 28] = [
+const MODELS: [&str; 27] = [
     "bert-mean",
     "bert-cls-dense",
     "bert-concat",
@@ -26,7 +26,6 @@ const MODELS: [&str; 28] = [
     "mpnet-mean",
     "xlm-roberta-mean",
     "xlm-roberta-cls",
-    "xlm-roberta-class",
     "xlm-roberta-spaces",
     "roberta-cls",
     "camembert-mean",

@@ -26,8 +26,6 @@ pub(crate) struct TokenizerConfig {
     pub(crate) added_tokens: Vec<AddedToken>,
     /// `tokenizer_class` with its options, or what stands for it.
     pub(crate) class: Class,
-    /// The special tokens that the class has by name where none is written.
-    pub(crate) class_tokens: Vec<(String, AddedToken)>,
     /// Whether a model is told of which part of a pair a token is.
     pub(crate) gives_types: bool,
     /// `chat_template` as (name, field, template); a lone template is called `default`.
@@ -64,19 +62,7 @@ impl TokenizerConfig {
                 parsed.extra_tokens = extra.into_iter().map(|token| token.special(true)).collect();
             }
         }
-        for (name, token) in parsed.class.special_tokens() {
-            // Null is written too, and means none.
-            if !config.contains_key(*name) && parsed.named_tokens.iter().all(|(written, _)| written != name) {
-                parsed.class_tokens.push(((*name).into(), AddedToken::from(*token, true)));
-            }
-        }
         Ok(parsed)
-    }
-
-    /// The special token of a name, written or of the class.
-    pub(crate) fn named(&self, name: &str) -> Option<&str> {
-        let mut tokens = self.named_tokens.iter().chain(&self.class_tokens);
-        tokens.find(|(known, _)| known == name).map(|(_, token)| token.content.as_str())
     }
 }
 
@@ -111,12 +97,11 @@ impl Reader {
             Some(other) => Err(self.wrong(field, other, "true or false")),
         };
         Ok(Class {
-            name: class::name(written, of_model.text(&model, "model_type")?, &files.tokenizer_json),
+            name: class::name(written, of_model.text(&model, "model_type")?),
             do_lower_case: flag("do_lower_case")?,
             strip_accents: flag("strip_accents")?,
             tokenize_chinese_chars: flag("tokenize_chinese_chars")?,
             add_prefix_space: flag("add_prefix_space")?,
-            legacy: flag("legacy")?,
         })
     }
 

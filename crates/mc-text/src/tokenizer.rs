@@ -19,9 +19,9 @@ use crate::{Detokenizer, Error, Result, TokenizerFiles, tokenizer_json};
 /// Where the library below panics over an odd file, that is an error, and is not printed: the first call puts a hook before the
 /// process's panic hook, which still hears of every other panic.
 ///
-/// It encodes as transformers 5 does with the same files, for the models that this project reads; where a `tokenizer_class` says over
-/// tokenizer.json what is not known here, a warning names it. It never truncates and never pads, whatever tokenizer.json asks for:
-/// both would change training data without a word.
+/// It encodes as tokenizer.json says, with what tokenizer_config.json says of special tokens and of options of BERT's classes and of
+/// byte-level ones, as transformers has them; where transformers 5 makes a class anew that the file says otherwise of, the file counts
+/// (docs/adr/0012). It never truncates and never pads, whatever tokenizer.json asks for: both would change training data without a word.
 ///
 /// ```
 /// use mc_text::Tokenizer;
@@ -89,11 +89,17 @@ impl Tokenizer {
         let (mut tokenizer, cut_side) = guarded(|| tokenizer_json::read(&files.tokenizer_json))
             .map_err(|error| not_a_tokenizer(&file, &files.tokenizer_json, error))?;
 
-        let mut config = TokenizerConfig::parse(files)?;
-        guarded(|| make_of_class(&mut tokenizer, &mut config)).map_err(malformed)?;
+        let config = TokenizerConfig::parse(files)?;
+        // What the configuration says of options and of an added token goes over what tokenizer.json says.
+        guarded(|| {
+            config.class.apply(&mut tokenizer)?;
+            tokenizer.add_tokens(config.added_tokens.iter().cloned())?;
+            let missing = missing_special_tokens(&tokenizer, &config);
+            tokenizer.add_tokens(missing)
+        })
+        .map_err(malformed)?;
 
-        let named_tokens = config.class_tokens.into_iter().chain(config.named_tokens);
-        let named_tokens = named_tokens.map(|(name, token)| (name, token.content)).collect();
+        let named_tokens = config.named_tokens.into_iter().map(|(name, token)| (name, token.content)).collect();
         let shared = Shared { file, tokenizer, named_tokens, cut_side, gives_types: config.gives_types };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -298,42 +304,12 @@ impl Tokenizer {
     }
 }
 
-/// Does what tokenizer_config.json says over tokenizer.json.
-fn make_of_class(tokenizer: &mut tokenizers::Tokenizer, config: &mut TokenizerConfig) -> tokenizers::Result<()> {
-    let unk_token = config.named("unk_token").map(String::from);
-    config.class.apply(tokenizer, unk_token.as_deref())?;
-    // What the configuration says of an added token goes over what tokenizer.json says.
-    tokenizer.add_tokens(config.added_tokens.iter().cloned())?;
-    let missing = missing_special_tokens(tokenizer, config);
-    tokenizer.add_tokens(missing)?;
-    if config.class.plain_special_tokens() {
-        let named = config.named_tokens.iter().map(|(_, token)| token);
-        let all = named.chain(&config.extra_tokens).map(|token| AddedToken::from(token.content.as_str(), true));
-        tokenizer.add_tokens(all.collect::<Vec<_>>())?;
-    }
-    let token = |name: &str| {
-        let token = config.named(name)?;
-        Some((token.to_string(), tokenizer.token_to_id(token)?))
-    };
-    if let Some(post_processor) = config.class.post_processor(tokenizer.get_post_processor(), token)? {
-        tokenizer.with_post_processor(Some(post_processor));
-    }
-    Ok(())
-}
-
 /// Special tokens of the configuration that are not among the added tokens yet, as transformers adds them: only added
 /// tokens are found in a text as one piece, and skipped on decoding.
 fn missing_special_tokens(tokenizer: &tokenizers::Tokenizer, config: &TokenizerConfig) -> Vec<AddedToken> {
     let known = tokenizer.get_added_vocabulary().get_vocab();
-    let of_class = config.class_tokens.iter().map(|(_, token)| token.clone());
-    // Transformers adds them where the vocabulary has them not too, with ids that no model has an embedding for.
-    let of_class = of_class.filter(|token| tokenizer.token_to_id(&token.content).is_some());
     let named = config.named_tokens.iter().map(|(_, token)| AddedToken { special: true, ..token.clone() });
-    of_class
-        .chain(named)
-        .chain(config.extra_tokens.iter().cloned())
-        .filter(|token| !known.contains_key(&token.content))
-        .collect()
+    named.chain(config.extra_tokens.iter().cloned()).filter(|token| !known.contains_key(&token.content)).collect()
 }
 
 /// Says what is wrong with a tokenizer.json better than the parser of its untagged enums does.

@@ -321,16 +321,12 @@ MODELS = {
         tokenizer=qwen_bpe, modules=["pooling"], pooling=["weightedmean", "lasttoken", "cls"], include_prompt=False, length=70,
         prompts={"query": "candle: ", "document": "the paper "},
     ),
-    # Tokenizers whose class says other things than tokenizer.json.
+    # A tokenizer whose class says other things than tokenizer.json.
     "bert-class": dict(
         config=bert(num_hidden_layers=1, hidden_size=12), tokenizer=wordpiece, modules=["pooling"], pooling=["mean"], length=45,
         named={"tokenizer_class": "BertTokenizer", "do_lower_case": False, "tokenize_chinese_chars": False},
     ),
-    "xlm-roberta-class": dict(
-        config=roberta(num_hidden_layers=1, hidden_size=12), tokenizer=unigram_spaces, modules=["pooling"], pooling=["mean"], length=65,
-        named={"tokenizer_class": "XLMRobertaTokenizerFast"},
-    ),
-    # Its tokenizer.json alone, which also cuts at the start.
+    # Runs of spaces collapse by a regular expression; it cuts at the start, as tokenizer.json alone says.
     "xlm-roberta-spaces": dict(
         config=roberta(num_hidden_layers=1, hidden_size=12), tokenizer=unigram_spaces, modules=["pooling"], pooling=["mean"], length=40,
         truncation={"direction": "Left", "max_length": 512, "strategy": "LongestFirst", "stride": 0},
