@@ -1,7 +1,8 @@
 //! Indexes on disk: what is put in is found, whatever happens to it, and what is damaged is said.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by a panic")]
 
-use mc_embed::index::{Error, Hit, IndexConfig, VectorDtype, VectorIndex};
+use candle_core::{DType, Device, Tensor};
+use mc_embed::index::{Error, Hit, IndexConfig, VectorDtype, VectorIndex, top_k};
 use proptest::prelude::*;
 use std::{
     fs,
@@ -151,6 +152,43 @@ fn a_query_of_nothing_and_vectors_of_nothing() {
     assert_eq!(index.search(&[0.0; 3], 1).unwrap()[0].score, 0.0);
     assert!(index.search(&[0.0, 1.0, 0.0], 0).unwrap().is_empty());
     assert_eq!(index.record(0).unwrap(), "");
+}
+
+/// Bytes score the second row higher; in f16 both are 0.6, and of equal ones the lower row comes first.
+#[test]
+fn rows_that_bytes_tell_apart_and_numbers_do_not_are_in_their_order() {
+    let place = Place::new(3);
+    let mut index = place.create(VectorDtype::Int8);
+    index.append(&[0.6, 0.8, 0.0, 0.6, 0.5, 0.6245], &[]).unwrap();
+    let hits = index.search(&[1.0, 0.0, 0.0], 2).unwrap();
+    assert_eq!(hits.iter().map(|hit| hit.row).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(hits[0].score, hits[1].score);
+}
+
+/// Of a matrix in memory: by dot product, in both dtypes, and a row without a finite one is an error as it is for an index.
+#[test]
+fn a_matrix_is_ranked_by_dot_product() {
+    let rows = Tensor::new(&[[1f32, 0.0], [0.6, 0.8], [9.0, 0.0]], &Device::Cpu).unwrap();
+    let query = Tensor::new(&[1f32, 0.0], &Device::Cpu).unwrap();
+    let of = |rows: &Tensor| top_k(rows, &query, 2).map_err(|e| e.to_string());
+    for dtype in [DType::F32, DType::F16] {
+        let found = of(&rows.to_dtype(dtype).unwrap()).unwrap();
+        assert_eq!(found, [Hit { row: 2, score: 9.0 }, Hit { row: 0, score: 1.0 }]);
+    }
+    assert_eq!(top_k(&rows, &query.to_dtype(DType::F16).unwrap(), 1).unwrap()[0].row, 2);
+    let says = |rows: &Tensor, what: &str| assert!(of(rows).unwrap_err().starts_with(what), "{:?}", of(rows));
+    says(&rows.to_dtype(DType::F64).unwrap(), "the matrix is F64 on Cpu, expected F32 or F16 on the CPU");
+    says(&Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap().t().unwrap(), "the matrix is not contiguous");
+    // Where the query is 0, too.
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for place in [[bad, 1.0], [1.0, bad]] {
+            let rows = Tensor::new(&[[1.0, 0.0], place], &Device::Cpu).unwrap();
+            says(&rows, "row 1 times the query is not finite");
+        }
+        let query = Tensor::new(&[1.0, bad], &Device::Cpu).unwrap();
+        let error = top_k(&rows, &query, 1).unwrap_err().to_string();
+        assert!(error.starts_with("the query has a number that is not finite"), "{error}");
+    }
 }
 
 #[test]

@@ -7,8 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::cpu;
 use super::{dots::row_dots, simd::simd};
-use crate::kernels;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::f16;
 use rayon::prelude::*;
 use std::{cmp::Ordering, collections::BinaryHeap, ops::Range};
@@ -66,6 +65,11 @@ const SCORED: usize = 256;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn nearest(vectors: Vectors, width: usize, queries: &[f32], k: usize) -> Result<Vec<Vec<Hit>>> {
+    Ok(look(vectors, width, queries, k)?.0)
+}
+
+/// The same, and the first row whose product with a query is not finite.
+fn look(vectors: Vectors, width: usize, queries: &[f32], k: usize) -> Result<(Vec<Vec<Hit>>, Option<Hit>)> {
     let rows = vectors.rows(width)?;
     if !queries.len().is_multiple_of(width) {
         bail!("{} numbers are no queries of width {width}", queries.len())
@@ -74,9 +78,10 @@ pub fn nearest(vectors: Vectors, width: usize, queries: &[f32], k: usize) -> Res
     let units = if k == 0 || queries.is_empty() { 0 } else { rows.div_ceil(UNIT) };
     let best: Vec<Vec<Best>> =
         (0..units).into_par_iter().map(|u| of_unit(vectors, u * UNIT..rows.min((u + 1) * UNIT), &queries, k)).collect();
-    let mut found = vec![vec![]; queries.len()];
+    let (mut found, mut not_finite) = (vec![vec![]; queries.len()], None);
     for unit in best {
         for (found, best) in found.iter_mut().zip(unit) {
+            not_finite = not_finite.or(best.not_finite);
             found.extend(best.heap.into_iter().map(|w| w.0));
         }
     }
@@ -84,14 +89,18 @@ pub fn nearest(vectors: Vectors, width: usize, queries: &[f32], k: usize) -> Res
         found.sort_unstable_by(rank);
         found.truncate(k);
     }
-    Ok(found)
+    Ok((found, not_finite))
 }
 
-/// The `k` rows of a matrix `(n, width)` with the largest dot products with `query`, which has `width` elements; see
-/// [`nearest`]. Both are `f32`, contiguous, and on the CPU; no row is copied.
+/// The `k` rows of a matrix `(n, width)` with the largest dot products with `query`, which has `width` elements, best first;
+/// of equal ones the lower row. Dot products are cosines where rows and query have length 1, as those of most embedding
+/// models; nothing is brought to that length here.
+///
+/// The matrix is `f32` or `f16`, contiguous, and on the CPU; no row is copied.
 ///
 /// # Errors
-/// If they are not, or differ in width.
+/// If it is not, the query has another width, or the dot product of a row with it is not finite, as with a row that has NaN
+/// or an infinity in it.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -105,8 +114,25 @@ pub fn top_k(matrix: &Tensor, query: &Tensor, k: usize) -> Result<Vec<Hit>> {
     if query.elem_count() != width {
         bail!("a query of {} numbers for rows of {width}", query.elem_count())
     }
-    let found = nearest(Vectors::F32(&kernels::slice(matrix)?), width, &kernels::slice(query)?, k)?;
-    Ok(found.into_iter().next().unwrap_or_default())
+    let query: Vec<f32> = query.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1()?;
+    if let Some(x) = query.iter().find(|x| !x.is_finite()) {
+        bail!("the query has a number that is not finite: {x}")
+    }
+    let (storage, layout) = matrix.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("the matrix is not contiguous") };
+    let vectors = match &*storage {
+        Storage::Cpu(CpuStorage::F32(x)) => Vectors::F32(&x[start..end]),
+        Storage::Cpu(CpuStorage::F16(x)) => Vectors::F16(&x[start..end]),
+        _ => bail!(
+            "the matrix is {:?} on {:?}, expected F32 or F16 on the CPU",
+            matrix.dtype(),
+            matrix.device().location()
+        ),
+    };
+    match look(vectors, width, &query, k)? {
+        (_, Some(Hit { row, score })) => bail!("row {row} times the query is not finite: {score}"),
+        (found, None) => Ok(found.into_iter().next().unwrap_or_default()),
+    }
 }
 
 /// Writes the numbers of `x` as codes for [`Vectors::Int8`] and returns their scale, the largest magnitude over 127.
@@ -202,6 +228,8 @@ impl<'a> Query<'a> {
 struct Best {
     k: usize,
     heap: BinaryHeap<Worse>,
+    /// The first row whose score is NaN or infinite.
+    not_finite: Option<Hit>,
 }
 
 /// A hit that is the greater the worse it is.
@@ -229,6 +257,9 @@ impl Best {
     fn see(&mut self, first: usize, scores: &[f32]) {
         let mut least = self.least();
         for (i, score) in scores.iter().enumerate() {
+            if !score.is_finite() {
+                self.not_finite = self.not_finite.or(Some(Hit { row: first + i, score: *score }));
+            }
             // False for NaN.
             if *score > least || *score == f32::NEG_INFINITY && self.heap.len() < self.k {
                 let hit = Worse(Hit { row: first + i, score: *score });
@@ -250,7 +281,7 @@ impl Best {
 
 /// The best of these rows for each query.
 fn of_unit(vectors: Vectors, rows: Range<usize>, queries: &[Query], k: usize) -> Vec<Best> {
-    let mut best: Vec<_> = queries.iter().map(|_| Best { k, heap: BinaryHeap::new() }).collect();
+    let mut best: Vec<_> = queries.iter().map(|_| Best { k, heap: BinaryHeap::new(), not_finite: None }).collect();
     let width = queries.first().map_or(1, |q| q.numbers.len());
     let step = (CACHED / (width * vectors.bytes_per_number())).clamp(1, SCORED);
     let mut scores = [0f32; SCORED];
