@@ -15,12 +15,18 @@ pub use walk::{SkipReason, Skipped};
 
 use crate::index::{Error, IndexConfig, Result, VectorDtype, VectorIndex};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What is text, by the end of its name.
 const EXTENSIONS: &[&str] = &["adoc", "asciidoc", "markdown", "md", "mdx", "org", "rst", "text", "txt"];
 /// Chunks after which what is done is written.
 const SAVED: usize = 16 * 1024;
+/// Time after which it is too, while they are embedded.
+const INTERVAL: Duration = Duration::from_mins(1);
 
 /// Which documents an index is of; fixed when it is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,10 +73,21 @@ pub struct Found {
 /// What the index keeps of a chunk.
 #[derive(Serialize, Deserialize)]
 struct Record<'a> {
-    path: std::borrow::Cow<'a, str>,
+    path: Cow<'a, str>,
     first: usize,
     last: usize,
-    text: std::borrow::Cow<'a, str>,
+    text: Cow<'a, str>,
+}
+
+impl Record<'_> {
+    /// From the record of a row.
+    fn read(index: &VectorIndex, row: usize, record: &str) -> Result<Self> {
+        serde_json::from_str(record).map_err(|e| Error::invalid(index.dir(), format!("record {row}: {e}")))
+    }
+
+    fn write(&self, file: &Path) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::invalid(file, e.to_string()))
+    }
 }
 
 /// A [`VectorIndex`] over the chunks of documents.
@@ -89,7 +106,7 @@ struct Record<'a> {
 ///     embed: Box::new(|texts| Ok(texts.iter().flat_map(|t| [count(t, 'a'), count(t, 's')]).collect())),
 /// };
 /// let documents = DocumentsConfig::new(dir.path().join("notes"))?;
-/// let mut index = DocumentIndex::create(dir.path().join("index"), documents, VectorDtype::F16, &model)?;
+/// let mut index = DocumentIndex::open_or_create(dir.path().join("index"), documents, VectorDtype::F16, &model)?;
 /// assert_eq!(index.update(&model, &mut |_| {})?.added, 1);
 /// assert_eq!(index.update(&model, &mut |_| {})?.unchanged, 1);
 /// let found = index.search(&[1., 1.], 5)?;
@@ -101,6 +118,7 @@ pub struct DocumentIndex {
     index: VectorIndex,
     documents: DocumentsConfig,
     saved: usize,
+    interval: Duration,
 }
 
 impl DocumentIndex {
@@ -114,16 +132,7 @@ impl DocumentIndex {
         vectors: VectorDtype,
         model: &TextModel,
     ) -> Result<Self> {
-        documents.chunking.check(model.count_tokens("", model.name)?, model.limit)?;
-        let fingerprint = model.fingerprint()?;
-        let config = IndexConfig {
-            model: model.name.into(),
-            dimensions: fingerprint.len(),
-            fingerprint,
-            vectors,
-            documents: Some(documents.clone()),
-        };
-        Ok(Self { index: VectorIndex::create(dir, config)?, documents, saved: SAVED })
+        Self::of(VectorIndex::create(dir, config(documents, vectors, model)?)?)
     }
 
     /// Opens an index over documents.
@@ -131,14 +140,42 @@ impl DocumentIndex {
     /// # Errors
     /// As [`VectorIndex::open`], or if its rows come from elsewhere.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let index = VectorIndex::open(dir)?;
+        Self::of(VectorIndex::open(dir)?)
+    }
+
+    /// The index in a directory; where there is none, an empty one as [`DocumentIndex::create`] makes it. One that has no
+    /// rows yet takes these settings and this model.
+    ///
+    /// # Errors
+    /// As [`DocumentIndex::open`], [`DocumentIndex::check_settings`] or [`DocumentIndex::create`].
+    pub fn open_or_create(
+        dir: impl AsRef<Path>,
+        documents: DocumentsConfig,
+        vectors: VectorDtype,
+        model: &TextModel,
+    ) -> Result<Self> {
+        let index = match VectorIndex::open(&dir) {
+            Err(Error::NoIndex { .. }) => return Self::create(dir, documents, vectors, model),
+            index => index?,
+        };
+        let mut this = Self::of(index)?;
+        if !this.index.is_empty() {
+            this.check_settings(&documents, vectors)?;
+            return Ok(this);
+        }
+        this.index.configure(config(documents.clone(), vectors, model)?)?;
+        Ok(Self { documents, ..this })
+    }
+
+    fn of(index: VectorIndex) -> Result<Self> {
         match index.config().documents.clone() {
-            Some(documents) => Ok(Self { index, documents, saved: SAVED }),
+            Some(documents) => Ok(Self { index, documents, saved: SAVED, interval: INTERVAL }),
             None => Err(Error::NoIndex { dir: index.dir().into(), what: "its vectors are not of documents" }),
         }
     }
 
-    /// The same, and after so many chunks [`DocumentIndex::update`] writes what is done: an interrupted run loses no more.
+    /// The same, and after so many chunks [`DocumentIndex::update`] writes what is done, as it does after each minute of
+    /// embedding: an interrupted run loses no more, except for the file that it is at.
     /// It is 16,384 where nothing else is said; each time costs what writing the whole index costs.
     #[must_use]
     pub fn saved_every(self, chunks: usize) -> Self {
@@ -200,8 +237,7 @@ impl DocumentIndex {
     /// As [`VectorIndex::search`], or if a record is damaged.
     pub fn search(&self, query: &[f32], k: usize) -> Result<Vec<Found>> {
         let found = |hit: crate::index::Hit| {
-            let damaged = |e: serde_json::Error| Error::invalid(self.index.dir(), format!("record {}: {e}", hit.row));
-            let record: Record = serde_json::from_str(self.index.record(hit.row)?).map_err(damaged)?;
+            let record = Record::read(&self.index, hit.row, self.index.record(hit.row)?)?;
             Ok(Found {
                 score: hit.score,
                 path: self.path(&record.path),
@@ -216,4 +252,12 @@ impl DocumentIndex {
     fn path(&self, name: &str) -> PathBuf {
         name.split('/').fold(self.documents.folder.clone(), |path, name| path.join(name))
     }
+}
+
+/// Of an index over these documents by this model.
+fn config(documents: DocumentsConfig, vectors: VectorDtype, model: &TextModel) -> Result<IndexConfig> {
+    documents.chunking.check(model.count_tokens("", model.name)?, model.limit)?;
+    let fingerprint = model.fingerprint()?;
+    let (model, dimensions) = (model.name.into(), fingerprint.len());
+    Ok(IndexConfig { model, dimensions, fingerprint, vectors, documents: Some(documents) })
 }

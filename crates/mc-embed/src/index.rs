@@ -12,7 +12,7 @@ pub use error::{Error, Result};
 pub use mc_backend::search::{Hit, top_k};
 
 pub(crate) use mc_checkpoint::Lock;
-pub(crate) use rows::{NewRows, Source};
+pub(crate) use rows::{NewRows, Row, Source};
 
 use manifest::Manifest;
 use rows::Rows;
@@ -81,6 +81,10 @@ pub struct IndexConfig {
 }
 
 impl IndexConfig {
+    fn check_argument(&self) -> Result<()> {
+        self.check(|what| Error::argument(what, "take the dimensions from the model"))
+    }
+
     fn check(&self, error: impl FnOnce(String) -> Error) -> Result<()> {
         let (d, f) = (self.dimensions, self.fingerprint.len());
         if d == 0 || d > WIDEST {
@@ -119,7 +123,7 @@ impl VectorIndex {
     /// If the configuration is out of range, something is in the directory, or it cannot be written.
     pub fn create(dir: impl AsRef<Path>, config: IndexConfig) -> Result<Self> {
         let dir = dir.as_ref();
-        config.check(|what| Error::argument(what, "take the dimensions from the model"))?;
+        config.check_argument()?;
         let _lock = manifest::make_directory(dir)?;
         let manifest = Manifest::new(config);
         let (d, dtype) = (manifest.config.dimensions, manifest.config.vectors);
@@ -220,7 +224,7 @@ impl VectorIndex {
     /// As [`VectorIndex::replace`].
     pub fn append(&mut self, vectors: &[f32], records: &[String]) -> Result<()> {
         let new = vectors.len() / self.config().dimensions;
-        let plan: Vec<_> = (0..self.len()).map(Source::Old).chain((0..new).map(Source::New)).collect();
+        let plan: Vec<_> = (0..self.len()).map(Source::Old).chain((0..new).map(Source::New)).map(Row::of).collect();
         self.change(&plan, vectors, records)
     }
 
@@ -231,7 +235,7 @@ impl VectorIndex {
     pub fn remove(&mut self, rows: &[usize]) -> Result<()> {
         self.check_rows(rows)?;
         let gone: BTreeSet<_> = rows.iter().collect();
-        let plan: Vec<_> = (0..self.len()).filter(|row| !gone.contains(row)).map(Source::Old).collect();
+        let plan: Vec<_> = (0..self.len()).filter(|row| !gone.contains(row)).map(Source::Old).map(Row::of).collect();
         self.change(&plan, &[], &[])
     }
 
@@ -248,7 +252,7 @@ impl VectorIndex {
             let what = format!("{} numbers for {} different rows", vectors.len(), new.len());
             return Err(Error::argument(what, "pass one vector for each row, and each row once"));
         }
-        let source = |row| new.get(&row).map_or(Source::Old(row), |i| Source::New(*i));
+        let source = |row| Row::of(new.get(&row).map_or(Source::Old(row), |i| Source::New(*i)));
         let plan: Vec<_> = (0..self.len()).map(source).collect();
         self.change(&plan, vectors, records)
     }
@@ -260,10 +264,15 @@ impl VectorIndex {
         }
     }
 
-    fn change(&mut self, plan: &[Source], vectors: &[f32], records: &[String]) -> Result<()> {
+    fn change(&mut self, plan: &[Row], vectors: &[f32], records: &[String]) -> Result<()> {
         if self.config().documents.is_some() {
             let what = format!("{}: the rows are chunks of documents", self.dir.display());
             return Err(Error::argument(what, "change the documents and update the index"));
+        }
+        let rows = vectors.len() / self.config().dimensions;
+        if !records.is_empty() && records.len() != rows {
+            let what = format!("{} records for {rows} vectors", records.len());
+            return Err(Error::argument(what, "pass one record for each vector, or none"));
         }
         let lock = self.lock()?;
         self.rewrite(&lock, plan, &NewRows { vectors, records }, &[])
@@ -289,22 +298,28 @@ impl VectorIndex {
         Ok(lock)
     }
 
+    /// Makes an index without rows one of another configuration.
+    pub(crate) fn configure(&mut self, config: IndexConfig) -> Result<()> {
+        config.check_argument()?;
+        if self.manifest.config == config {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        self.manifest.config = config;
+        self.rewrite(&lock, &[], &NewRows { vectors: &[], records: &[] }, &[])
+    }
+
     /// What the model is called from the next change on.
     pub(crate) fn rename_model(&mut self, name: &str) {
         self.manifest.config.model = name.into();
     }
 
     /// Makes `plan` the rows, and `notes` what is kept about all of them.
-    pub(crate) fn rewrite(&mut self, _: &Lock, plan: &[Source], new: &NewRows, notes: &[u8]) -> Result<()> {
+    pub(crate) fn rewrite(&mut self, _: &Lock, plan: &[Row], new: &NewRows, notes: &[u8]) -> Result<()> {
         let IndexConfig { dimensions, vectors: dtype, .. } = *self.config();
         if !new.vectors.len().is_multiple_of(dimensions) {
             let what = format!("{} numbers are no vectors of {dimensions} dimensions", new.vectors.len());
             return Err(Error::argument(what, "make the vectors with the model of the index"));
-        }
-        let rows = new.vectors.len() / dimensions;
-        if !new.records.is_empty() && new.records.len() != rows {
-            let what = format!("{} records for {rows} vectors", new.records.len());
-            return Err(Error::argument(what, "pass one record for each vector, or none"));
         }
         let vectors = unit_vectors(new.vectors, dimensions)?;
         let new = NewRows { vectors: &vectors, records: new.records };
@@ -325,24 +340,26 @@ impl VectorIndex {
     /// # Errors
     /// If it is not; `model` is what the error calls it.
     pub fn check_model(&self, model: &str, fingerprint: &[f32]) -> Result<()> {
-        let known = &self.config().fingerprint;
-        let fault = |found: String, expected: String| {
-            Err(Error::Mismatch { dir: self.dir.clone(), field: "model", found, expected })
+        let IndexConfig { model: own, fingerprint: known, dimensions: d, .. } = self.config();
+        let (found, expected) = if fingerprint.len() != *d {
+            (format!("`{own}` with {d} dimensions"), format!("`{model}` with {}", fingerprint.len()))
+        } else if known.is_empty() {
+            return Ok(());
+        } else {
+            let (a, b) = (unit_vectors(known, *d)?, unit_vectors(fingerprint, *d)?);
+            let cosine: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            if cosine >= SAME_MODEL {
+                return Ok(());
+            }
+            let differ = format!("whose vectors differ (cosine {cosine:.3} of a text that both know)");
+            (format!("`{own}`"), format!("`{model}`, {differ}"))
         };
-        if fingerprint.len() != self.config().dimensions {
-            let found = format!("`{}` with {} dimensions", self.config().model, self.config().dimensions);
-            return fault(found, format!("`{model}` with {}", fingerprint.len()));
+        if own == model {
+            let what =
+                format!("{}: the files of its model `{model}` have changed since it was made", self.dir.display());
+            return Err(Error::argument(what, "index the documents again, into another directory"));
         }
-        if known.is_empty() {
-            return Ok(());
-        }
-        let (a, b) = (unit_vectors(known, known.len())?, unit_vectors(fingerprint, known.len())?);
-        let cosine: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
-        if cosine >= SAME_MODEL {
-            return Ok(());
-        }
-        let expected = format!("`{model}`, whose vectors differ (cosine {cosine:.3} of a text that both know)");
-        fault(format!("`{}`", self.config().model), expected)
+        Err(Error::Mismatch { dir: self.dir.clone(), field: "model", found, expected })
     }
 }
 

@@ -383,7 +383,12 @@ fn a_model_is_known_by_its_vectors() {
         [0.6 * cosine - 0.8 * sine, 0.8 * cosine + 0.6 * sine]
     };
     index.check_model("m", &at(0.9992)).unwrap();
-    index.check_model("m", &at(0.9985)).unwrap_err();
+    // The same name, and other files in its directory.
+    for other in [&at(0.9985)[..], &[1.0, 0.0, 0.0]] {
+        let error = index.check_model("m", other).unwrap_err();
+        assert!(error.to_string().ends_with("the files of its model `m` have changed since it was made"), "{error}");
+        assert!(error.hint().unwrap().contains("into another directory"));
+    }
 }
 
 /// Each kind of damage is one line that names the file.

@@ -8,7 +8,11 @@ use std::ops::Range;
 /// More bytes of a text than this are never tokenized at once: of a line of many MB that would take a GB of memory.
 const AT_ONCE: usize = 16 << 10;
 
-/// How long chunks are, in tokens of the model.
+/// The most bytes of a chunk for each token that it may have, where that is more than [`AT_ONCE`].
+const BYTES_PER_TOKEN: usize = 16;
+
+/// How long chunks are, in tokens of the model. A chunk also ends before 16 KiB, or 16 bytes for each token of `size` if that
+/// is more: to some models a word of any length is one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunking {
     /// The most tokens that the model reads of a chunk, with those that it adds to any text, such as its prompt; 8 more than
@@ -78,7 +82,7 @@ struct Piece {
 /// any text. `tokens` counts what the model reads of a text, with what it adds to any.
 ///
 /// A heading always starts a chunk, unless what is before it is shorter than a quarter of one. Elsewhere a chunk ends at the
-/// strongest border in its second half: of a paragraph, a sentence, a line, a word.
+/// strongest border in its second half: of a paragraph, a sentence, a line, a word. Every letter is in a chunk.
 ///
 /// # Errors
 /// If the chunking is out of range, or `tokens` fails.
@@ -101,17 +105,18 @@ pub fn chunks<'a>(
     let added = tokens("")?;
     how.check(added, usize::MAX)?;
     let room = how.size - added;
+    let bytes = AT_ONCE.max(how.size.saturating_mul(BYTES_PER_TOKEN));
     let pieces = Pieces::of(text, markdown, room, &|text| Ok(tokens(text)?.saturating_sub(added).max(1)))?;
     let mut chunks = vec![];
     let (mut start, mut seen) = (0, 0); // the first piece of the chunk, and the first that was in no chunk yet
     while seen < pieces.len() {
         let mut fits = room;
         let (end, chunk) = loop {
-            let mut end = furthest(&pieces, start, fits, room / 4);
+            let mut end = furthest(&pieces, start, (fits, bytes), room / 4);
             if end <= seen {
                 // The overlap leaves no room.
                 start = seen;
-                end = furthest(&pieces, start, fits, room / 4);
+                end = furthest(&pieces, start, (fits, bytes), room / 4);
             }
             let end = if end == pieces.len() { end } else { strongest(&pieces, start, seen + 1, end) };
             let (first, last) = (&pieces[start], &pieces[end - 1]);
@@ -135,11 +140,13 @@ fn sum(pieces: &[Piece]) -> usize {
 }
 
 /// Past the last piece that fits, or the heading that ends the section, if that is not a very short one.
-fn furthest(pieces: &[Piece], start: usize, room: usize, short: usize) -> usize {
+fn furthest(pieces: &[Piece], start: usize, (room, bytes): (usize, usize), short: usize) -> usize {
     let mut tokens = 0;
+    let first = pieces[start].range.start;
     for (i, piece) in pieces.iter().enumerate().skip(start) {
         let section_ends = piece.before == Border::Heading && tokens >= short;
-        if i > start && (section_ends || tokens + piece.tokens > room) {
+        let full = tokens + piece.tokens > room || piece.range.end - first > bytes;
+        if i > start && (section_ends || full) {
             return i;
         }
         tokens += piece.tokens;

@@ -2,6 +2,7 @@
 
 use crate::index::{Error, Result};
 use ignore::WalkBuilder;
+use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
     io::Read,
@@ -18,9 +19,35 @@ pub(super) struct TextFile {
     /// From the folder, with `/` between names.
     pub(super) name: String,
     pub(super) path: PathBuf,
+    pub(super) stamp: Stamp,
+}
+
+/// What the system says of a file: where all of it is as before, so is the file, unless somebody set a clock back. Times are
+/// nanoseconds since 1970; 0 is what the system does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stamp {
     pub(super) size: u64,
-    /// Nanoseconds since 1970; 0 where the system does not say.
-    pub(super) modified: u64,
+    modified: u64,
+    /// When its content, name or rights were last changed, which no program can set.
+    #[serde(default)]
+    changed: u64,
+    #[serde(default)]
+    inode: u64,
+}
+
+impl Stamp {
+    fn new(file: &fs::Metadata) -> Self {
+        let modified = file.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map_or(0, |time| time.as_nanos() as u64);
+        #[cfg(unix)]
+        let (changed, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (file.ctime().wrapping_mul(1_000_000_000).wrapping_add(file.ctime_nsec()) as u64, file.ino())
+        };
+        #[cfg(not(unix))]
+        let (changed, inode) = (0, 0);
+        Self { size: file.len(), modified, changed, inode }
+    }
 }
 
 /// A file or folder that was left out, and why.
@@ -121,15 +148,13 @@ fn read_entry(folder: &Path, entry: &ignore::DirEntry) -> Result<TextFile, SkipR
     if metadata.len() > MAX_READ {
         return Err(SkipReason::TooLarge);
     }
-    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    let modified = modified.map_or(0, |time| time.as_nanos() as u64);
-    Ok(TextFile { name, path: entry.path().into(), size: metadata.len(), modified })
+    Ok(TextFile { name, path: entry.path().into(), stamp: Stamp::new(&metadata) })
 }
 
 impl TextFile {
     /// What is in it, if that is text.
     pub(super) fn read(&self) -> Result<Vec<u8>, SkipReason> {
-        let mut bytes = Vec::with_capacity(self.size as usize);
+        let mut bytes = Vec::with_capacity(self.stamp.size as usize);
         let file = File::open(&self.path).map_err(|e| SkipReason::Unreadable(e.to_string()))?;
         file.take(MAX_READ + 1).read_to_end(&mut bytes).map_err(|e| SkipReason::Unreadable(e.to_string()))?;
         match bytes.len() as u64 {

@@ -32,7 +32,7 @@ pub(super) struct Rows {
 }
 
 /// Where a row of a new file comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A row of the old file.
     Old(usize),
@@ -40,7 +40,21 @@ pub(crate) enum Source {
     New(usize),
 }
 
-/// Rows that are added: vectors of length 1, and as many records.
+/// A row of a new file; a row of a file that was renamed has the vector that it had, and another record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) vector: Source,
+    pub(crate) record: Source,
+}
+
+impl Row {
+    /// Both from the same place.
+    pub(crate) fn of(source: Source) -> Self {
+        Self { vector: source, record: source }
+    }
+}
+
+/// What rows are made of beside the old ones: vectors of length 1, and records.
 pub(crate) struct NewRows<'a> {
     pub(crate) vectors: &'a [f32],
     pub(crate) records: &'a [String],
@@ -162,7 +176,7 @@ impl Rows {
 pub(super) fn write(
     path: &Path,
     (dimensions, dtype): (usize, VectorDtype),
-    plan: &[Source],
+    plan: &[Row],
     old: Option<&Rows>,
     new: &NewRows,
     notes: &[u8],
@@ -171,15 +185,15 @@ pub(super) fn write(
     let old_vectors = old.map(Rows::vectors).transpose()?;
     let old_codes = old.map(Rows::codes).transpose()?.flatten();
     let new_vector = |i: usize| &new.vectors[i * d..(i + 1) * d];
-    let record = |source: &Source| match (*source, old) {
+    let record = |row: &Row| match (row.record, old) {
         (Source::New(i), _) => Ok(new.records.get(i).map_or(&[][..], String::as_bytes)),
         (Source::Old(row), Some(old)) => old.record_bytes(row),
         (Source::Old(_), None) => Ok(&[][..]),
     };
     let mut ends = Vec::with_capacity(n);
     let mut end = 0usize;
-    for source in plan {
-        end += record(source)?.len();
+    for row in plan {
+        end += record(row)?.len();
         ends.push(end as i64);
     }
     let stored = if dtype == VectorDtype::F32 { DType::F32 } else { DType::F16 };
@@ -200,9 +214,9 @@ pub(super) fn write(
             "record_ends" => return out.write_all(cast_slice(&ends)),
             _ => {}
         }
-        for source in plan {
-            match (name, *source) {
-                ("records", _) => out.write_all(record(source).map_err(io::Error::other)?)?,
+        for row in plan {
+            match (name, row.vector) {
+                ("records", _) => out.write_all(record(row).map_err(io::Error::other)?)?,
                 ("vectors", Source::Old(row)) => match old_vectors {
                     Some(Vectors::F32(x)) => out.write_all(cast_slice(&x[row * d..(row + 1) * d]))?,
                     Some(Vectors::F16(x)) => out.write_all(cast_slice(&x[row * d..(row + 1) * d]))?,

@@ -84,6 +84,94 @@ fn long_lines_are_counted_in_parts() {
     }
 }
 
+/// To a model with a vocabulary of words one that it does not know is one token, however long.
+#[test]
+fn a_word_of_any_length_is_cut() {
+    let spaced = format!("{} ", "x".repeat(3000)).repeat(40);
+    for (text, size, most) in [
+        ("x".repeat(2_000_000), 200, 16 << 10),
+        ("é".repeat(30_000), 200, 16 << 10),
+        (spaced.clone(), 200, 16 << 10),
+        (spaced, 2000, 32_000),
+    ] {
+        let parts = of_words(&text, true, size, size / 5).unwrap();
+        let lengths: Vec<_> = parts.iter().map(|part| part.text.len()).collect();
+        assert!(parts.len() > 2 && lengths.iter().all(|length| *length <= most), "{lengths:?}");
+        assert!(lengths[..lengths.len() - 1].iter().all(|length| *length > most / 2), "{lengths:?}");
+        let mut covered = 0;
+        for part in &parts {
+            let start = part.text.as_ptr() as usize - text.as_ptr() as usize;
+            assert!(text[covered.min(start)..start].trim().is_empty(), "lost before byte {start}");
+            covered = start + part.text.len();
+            // At white space where there is some.
+            assert!(!text.contains(' ') || text[covered..].starts_with(' '));
+        }
+        assert!(text[covered..].trim().is_empty());
+    }
+}
+
+/// Lines before which there is a heading.
+fn headings(text: &str) -> Vec<usize> {
+    let pieces = Pieces::of(text, true, 999, &|text| Ok(words_of(text))).unwrap();
+    pieces.iter().filter(|piece| piece.before == Border::Heading).map(|piece| piece.line).collect()
+}
+
+#[test]
+fn what_a_heading_is() {
+    for (text, lines) in [
+        ("# a\n## b\n###### c\n#\n#\td", &[1, 2, 3, 4, 5][..]),
+        ("####### a\n#a\n\\# a", &[]),
+        // Underlined by three of one character or more, after a blank line.
+        ("a\n---\n\nb\n===\n\nc\n^^^^^^", &[1, 4, 7]),
+        ("a\n-\n\nb\n--\n\nc\n-=-\n\nd\n---e", &[]),
+        ("a\nb\n---", &[]),
+        ("---\n\n***\n---\n\n\n===", &[]),
+        // In code of either kind, which its own kind ends.
+        ("```\n# a\n~~~\n# b\n```\n# c", &[6]),
+        ("~~~\n# a\n```\n# b\n~~~\n# c", &[6]),
+        ("```\na\n\nb\n---", &[]),
+    ] {
+        assert_eq!(headings(text), lines, "{text}");
+    }
+}
+
+#[test]
+fn a_section_of_a_few_words_is_no_chunk_of_its_own() {
+    // A quarter of 16 is 4.
+    for (text, expected) in [
+        ("# A\n\n## B\n\nc d e f g\n", &["1-5 # A ## B c d e f g"][..]),
+        ("# A\n\nb\n\n# C\n\nd\n", &["1-7 # A b # C d"]),
+        ("# A\n\nb c\n\n# D\n\ne\n", &["1-3 # A b c", "5-7 # D e"]),
+    ] {
+        assert_eq!(cut(text, 16, 0), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_chunk_is_not_cut_in_its_first_half() {
+    for (text, expected) in [
+        // The paragraph and the sentence end too early: words are left.
+        ("a b.\n\nc. d e f g h i j k l m n o", &["1-3 a b. c. d e f g h i j", "3-3 k l m n o"][..]),
+        // From half on, the strongest; of equal ones the last.
+        ("a b c d e.\n\nf g h i j k l m n o", &["1-1 a b c d e.", "3-3 f g h i j k l m n o"]),
+        ("a b c d e. f g. h i j k l m n o", &["1-1 a b c d e. f g.", "1-1 h i j k l m n o"]),
+    ] {
+        assert_eq!(cut(text, 10, 0), expected, "{text}");
+    }
+}
+
+/// What the chunk before ends with and the next word are too much together: nothing is repeated.
+#[test]
+fn an_overlap_that_leaves_no_room_is_left_out() {
+    let letters = |text: &str| Ok(text.chars().filter(|c| !c.is_whitespace()).count());
+    let of = |text| {
+        let parts = chunks(text, false, Chunking { size: 16, overlap: 8 }, &letters).unwrap();
+        parts.iter().map(|part| part.text.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("aaaaaaaa bbbbbbbb cccccccccc"), ["aaaaaaaa bbbbbbbb", "cccccccccc"]);
+    assert_eq!(of("aaaaaaaa bbbbbbbb cccccccc"), ["aaaaaaaa bbbbbbbb", "bbbbbbbb cccccccc"]);
+}
+
 #[test]
 fn nothing_has_no_chunks_and_ends_of_lines_are_not_text() {
     assert!(cut("", 8, 0).is_empty());
