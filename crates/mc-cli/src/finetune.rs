@@ -369,7 +369,7 @@ fn program() -> String {
 /// A text on one line of a terminal, cut where it is long.
 fn shown(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line: String = line.chars().filter(|c| !c.is_control()).collect();
+    let line = report::escaped(&line);
     if line.chars().count() > 66 { line.chars().take(65).chain(['…']).collect() } else { line }
 }
 
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_shown_text_is_one_short_line() {
-        assert_eq!(shown(" a\n  b\t\u{1b}[1m"), "a b [1m");
+        assert_eq!(shown(" a\n  b\t\u{1b}[1m"), r"a b \u{1b}[1m");
         assert_eq!(shown(&"x".repeat(200)).chars().count(), 66);
     }
 }

@@ -1,6 +1,6 @@
 //! Options that every command has, and what they set up.
 
-use crate::failure::wrong;
+use crate::{failure::wrong, report};
 use anyhow::Result;
 use clap::Args;
 use metal_candle::prelude::*;
@@ -96,7 +96,7 @@ impl Global {
     /// A line for the person, not for a script.
     pub(crate) fn say(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            crate::report::to_stderr(line.as_ref());
+            report::to_stderr(&report::escaped(line.as_ref()));
         }
     }
 }

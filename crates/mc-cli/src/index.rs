@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use metal_candle::embeddings::{
     EmbeddingModel, EmbeddingModelType,
     documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, TextModel, Update},
-    index::{self, VectorDtype},
+    index,
 };
 use serde_json::json;
 use std::{
@@ -59,29 +59,36 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
     let documents = documents(args)?;
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<&Path> = args.output.ancestors().take_while(is_missing).collect();
-    let (mut index, name, model, is_new) = match DocumentIndex::open(&args.output) {
-        Ok(index) => {
-            let vectors = args.vectors.as_deref().map_or(Ok(index.vectors().config().vectors), str::parse)?;
-            index.check_settings(&settings(args, documents, index.documents()), vectors)?;
-            let (name, model) = model_of(global, &index, args.model.as_deref())?;
-            (index, name, model, false)
+    let vectors = args.vectors.as_deref().map(str::parse).transpose()?;
+    let known = match DocumentIndex::open(&args.output) {
+        Err(index::Error::NoIndex { .. }) => None,
+        known => Some(known?),
+    };
+    let (name, model, documents, vectors) = match &known {
+        Some(index) => {
+            let documents = settings(args, documents, index.documents());
+            let vectors = vectors.unwrap_or(index.vectors().config().vectors);
+            if !index.vectors().is_empty() {
+                // Before a model is read.
+                index.check_settings(&documents, vectors)?;
+            }
+            let (name, model) = model_of(global, index, args.model.as_deref())?;
+            (name, model, documents, vectors)
         }
-        Err(index::Error::NoIndex { .. }) => {
+        None => {
             let name = model_name(args.model.as_deref().unwrap_or(EmbeddingModelType::AllMiniLmL6V2.id()));
             let model = open(global, &name)?;
             let size = Chunking::default().size.min(model.max_tokens());
             let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
-            let documents = settings(args, documents, &default);
-            let vectors = args.vectors.as_deref().map_or(Ok(VectorDtype::default()), str::parse)?;
-            let index = DocumentIndex::create(&args.output, documents, vectors, &TextModel::new(&name, &model))?;
-            (index, name, model, true)
+            (name, model, settings(args, documents, &default), vectors.unwrap_or_default())
         }
-        Err(e) => return Err(e.into()),
     };
+    let functions = TextModel::new(&name, &model);
+    let mut index = DocumentIndex::open_or_create(&args.output, documents, vectors, &functions)?;
     let mut watch = Watch::new(global);
-    let update = index.update(&TextModel::new(&name, &model), &mut |progress| watch.see(progress));
+    let update = index.update(&functions, &mut |progress| watch.see(progress));
     watch.end();
-    if is_new && index.vectors().is_empty() {
+    if known.is_none() && index.vectors().is_empty() {
         // Nothing is in it that anybody could miss.
         if index.delete().is_ok() {
             // Those that something else has come into stay.
@@ -177,19 +184,24 @@ fn report(
             .map(|s| json!({"path": s.path.display().to_string(), "reason": s.reason.to_string()}));
         return report::json(&json!({
             "event": "done", "index": output, "files": files, "added": update.added, "changed": update.changed,
-            "removed": update.removed, "unchanged": update.unchanged, "chunks": chunks, "embedded": update.embedded,
+            "removed": update.removed, "unchanged": update.unchanged, "moved": update.moved, "chunks": chunks, "embedded": update.embedded,
             "truncated": update.truncated, "skipped": skipped.collect::<Vec<_>>(), "seconds": seconds,
         }));
     }
     for line in of_skipped(update) {
         global.say(line);
     }
+    let moved = match update.moved {
+        0 => String::new(),
+        moved => format!(", {} moved or copied", report::count(moved)),
+    };
     let cut = match update.truncated {
         0 => String::new(),
         cut => format!(", {} cut at {} tokens", report::count(cut), model.max_tokens()),
     };
     report::line(&format!(
-        "{output}: {} ({} added, {} changed, {} unchanged, {} removed), {}, {} of them embedded in {seconds:.1} s{cut}",
+        "{}: {} ({} added, {} changed, {} unchanged, {} removed{moved}), {}, {} of them embedded in {seconds:.1} s{cut}",
+        report::escaped(&output),
         report::counted(files as u64, "file"),
         report::count(update.added),
         report::count(update.changed),

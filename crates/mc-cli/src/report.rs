@@ -16,8 +16,21 @@ pub(crate) fn to_stderr(line: &str) {
 
 /// How a command ends that could not do its work.
 pub(crate) fn error(what: &str, hint: &str) {
-    to_stderr(&format!("{} {what}", painted("error:", AnsiColor::Red)));
-    to_stderr(&format!("{} {hint}", painted("hint:", AnsiColor::Cyan)));
+    to_stderr(&format!("{} {}", painted("error:", AnsiColor::Red), escaped(what)));
+    to_stderr(&format!("{} {}", painted("hint:", AnsiColor::Cyan), escaped(hint)));
+}
+
+/// A text for people: names and contents of files have no say in how a terminal looks, so control characters other than a
+/// tab are written out.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\t' {
+            true => escaped.extend(c.escape_default()),
+            false => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 fn painted(word: &str, colour: AnsiColor) -> String {
@@ -136,4 +149,21 @@ pub(crate) fn counted(n: u64, thing: &str) -> String {
 /// A size in binary units: 1.50 GiB.
 pub(crate) fn bytes(n: u64) -> String {
     HumanBytes(n).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_written_out() {
+        for (text, shown) in [
+            ("naïve 海\t’s", "naïve 海\t’s"),
+            ("a\nb\rc", r"a\nb\rc"),
+            ("\u{1b}[2J\u{7}\u{0}\u{7f}", r"\u{1b}[2J\u{7}\u{0}\u{7f}"),
+            ("\u{9b}2J", r"\u{9b}2J"),
+        ] {
+            assert_eq!(escaped(text), shown);
+        }
+    }
 }

@@ -73,18 +73,20 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         if global.json {
             report::json(&Passage { score, path: from_here(&path), first_line, last_line, text })?;
         } else {
-            report::line(&format!("{score:.3}  {}:{first_line}\n{}", from_here(&path), beginning(&text)))?;
+            let path = report::escaped(&from_here(&path));
+            report::line(&format!("{score:.3}  {path}:{first_line}\n{}", beginning(&text)))?;
         }
     }
     Ok(())
 }
 
-/// The first lines of a text, indented, each cut to the width of a page.
+/// The first lines of a text, indented, as a terminal may show them, each cut to the width of a page.
 fn beginning(text: &str) -> String {
     const LINES: usize = 3;
     const WIDTH: usize = 96;
     let mut beginning = String::new();
     for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()).take(LINES) {
+        let line = report::escaped(line);
         let cut: String = line.chars().take(WIDTH).collect();
         let dots = if cut.len() < line.len() { "…" } else { "" };
         // Writing into a string cannot fail.
