@@ -64,24 +64,21 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         Err(index::Error::NoIndex { .. }) => None,
         known => Some(known?),
     };
-    let (name, model, documents, vectors) = match &known {
-        Some(index) => {
-            let documents = settings(args, documents, index.documents());
-            let vectors = vectors.unwrap_or(index.vectors().config().vectors);
-            if !index.vectors().is_empty() {
-                // Before a model is read.
-                index.check_settings(&documents, vectors)?;
-            }
-            let (name, model) = model_of(global, index, args.model.as_deref())?;
-            (name, model, documents, vectors)
+    let (name, model, documents, vectors) = if let Some(index) = &known {
+        let documents = settings(args, documents, index.documents());
+        let vectors = vectors.unwrap_or(index.vectors().config().vectors);
+        if !index.vectors().is_empty() {
+            // Before a model is read.
+            index.check_settings(&documents, vectors)?;
         }
-        None => {
-            let name = model_name(args.model.as_deref().unwrap_or(EmbeddingModelType::AllMiniLmL6V2.id()));
-            let model = open(global, &name)?;
-            let size = Chunking::default().size.min(model.max_tokens());
-            let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
-            (name, model, settings(args, documents, &default), vectors.unwrap_or_default())
-        }
+        let (name, model) = model_of(global, index, args.model.as_deref())?;
+        (name, model, documents, vectors)
+    } else {
+        let name = model_name(args.model.as_deref().unwrap_or(EmbeddingModelType::AllMiniLmL6V2.id()));
+        let model = open(global, &name)?;
+        let size = Chunking::default().size.min(model.max_tokens());
+        let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
+        (name, model, settings(args, documents, &default), vectors.unwrap_or_default())
     };
     let functions = TextModel::new(&name, &model);
     let mut index = DocumentIndex::open_or_create(&args.output, documents, vectors, &functions)?;

@@ -25,9 +25,10 @@ pub(crate) fn error(what: &str, hint: &str) {
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_control() && c != '\t' {
-            true => escaped.extend(c.escape_default()),
-            false => escaped.push(c),
+        if c.is_control() && c != '\t' {
+            escaped.extend(c.escape_default());
+        } else {
+            escaped.push(c);
         }
     }
     escaped

@@ -83,15 +83,15 @@ fn a_file_is_read_if_any_part_of_its_stamp_differs() {
 /// is not half there.
 #[test]
 fn what_is_embedded_is_written_when_the_time_has_come() {
-    let long: String = (0..300).map(|i| format!("# chunk {i}\n\nof the long file\n")).collect();
+    let long = (0..300).map(|i| format!("# chunk {i}\n\nof the long file\n")).collect::<Vec<_>>().concat();
     let names: Vec<String> = (0..300).map(|i| format!("a{i:03}.md")).collect();
     let files: Vec<_> = names.iter().map(|name| (name.as_str(), name.as_str())).chain([("b.md", &*long)]).collect();
     for (interval, there) in [(Duration::ZERO, names.len()), (Duration::from_mins(1), 0)] {
         let dir = tempfile::tempdir().unwrap();
         let mut index = DocumentIndex { interval, ..index(dir.path(), &files) };
-        let fails = |texts: &[&str]| match texts.iter().any(|text| text.contains("chunk 290")) {
-            true => Err("the power is off".into()),
-            false => Ok(lengths(texts)),
+        let fails = |texts: &[&str]| {
+            let off = texts.iter().any(|text| text.contains("chunk 290"));
+            if off { Err("the power is off".into()) } else { Ok(lengths(texts)) }
         };
         index.update(&model(fails), &mut |_| {}).unwrap_err();
         let mut index = DocumentIndex::open(dir.path().join("index")).unwrap();
