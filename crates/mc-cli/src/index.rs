@@ -25,8 +25,8 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Files that end in .md, .txt, .rst, .adoc, .org and the like are cut into chunks at headings and paragraphs; \
-    hidden files and those that .gitignore names are skipped. Folder, extensions, chunks, vectors and model are fixed when \
-    the index is made, so later runs may leave them out. If the model has moved, name its new place with --model.\n\n\
+    hidden files and those that .gitignore names are skipped. Folder, extensions, chunks, vectors and model are fixed once \
+    the index has a chunk, so later runs may leave them out. If the model has moved, name its new place with --model.\n\n\
     Examples:\n  metal-candle index notes --output notes.index\n  \
     metal-candle index src --output src.index --extensions rs,toml \\\n    --model models/minilm --vectors int8"
 )]

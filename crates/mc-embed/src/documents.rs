@@ -28,7 +28,7 @@ const SAVED: usize = 16 * 1024;
 /// Time after which it is too, while they are embedded.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// Which documents an index is of; fixed when it is made.
+/// Which documents an index is of; fixed once it has rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentsConfig {
     /// The folder, by its whole path.
@@ -203,7 +203,7 @@ impl DocumentIndex {
     /// Checks that the index is of these documents and keeps its vectors so.
     ///
     /// # Errors
-    /// If not: these are fixed when an index is made.
+    /// If not: these are fixed once an index has rows.
     pub fn check_settings(&self, documents: &DocumentsConfig, vectors: VectorDtype) -> Result<()> {
         let settings = |documents: &DocumentsConfig, vectors: VectorDtype| {
             [
