@@ -38,17 +38,16 @@ pub(crate) struct Class {
 /// The name of the class that transformers reads a model's tokenizer by (`models/auto/tokenization_auto.py`): of some kinds of model
 /// always the same, else what is written, else that of the kind of model.
 pub(crate) fn name(written: Option<&str>, model_type: Option<&str>) -> String {
-    let name = match (model_type, written) {
-        (Some("qwen2"), _) => "Qwen2Tokenizer",
-        (Some("mistral" | "modernbert"), _) => "",
-        (_, Some(written)) => written.strip_suffix("Fast").unwrap_or(written),
-        (Some("bert" | "distilbert"), None) => "BertTokenizer",
-        (Some("mpnet"), None) => "MPNetTokenizer",
-        (Some("roberta"), None) => "RobertaTokenizer",
-        (Some("qwen3"), None) => "Qwen2Tokenizer",
+    let of_model = match model_type {
+        Some("qwen2") => return "Qwen2Tokenizer".into(),
+        Some("mistral" | "modernbert") => return String::new(),
+        Some("bert" | "distilbert") => "BertTokenizer",
+        Some("mpnet") => "MPNetTokenizer",
+        Some("roberta") => "RobertaTokenizer",
+        Some("qwen3") => "Qwen2Tokenizer",
         _ => "",
     };
-    name.into()
+    written.map_or(of_model, |written| written.strip_suffix("Fast").unwrap_or(written)).into()
 }
 
 impl Class {
