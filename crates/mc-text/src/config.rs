@@ -85,19 +85,19 @@ impl Reader {
     }
 
     fn class(&self, config: &Map<String, Value>, files: &TokenizerFiles) -> Result<Class> {
-        let of_model = Self { file: files.directory.join("config.json") };
-        let model = of_model.object(files.config.as_deref())?;
-        let written = match self.text(config, "tokenizer_class")? {
-            None => of_model.text(&model, "tokenizer_class")?,
-            written => written,
-        };
+        // Whoever reads the model says what is wrong with its file.
+        let bytes = files.config.as_deref().unwrap_or_default();
+        let model: Value =
+            serde_json::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)).unwrap_or_default();
+        let of_model = |field: &str| model.get(field).and_then(Value::as_str);
+        let written = self.text(config, "tokenizer_class")?.or_else(|| of_model("tokenizer_class"));
         let flag = |field: &str| match config.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
             Some(other) => Err(self.wrong(field, other, "true or false")),
         };
         Ok(Class {
-            name: class::name(written, of_model.text(&model, "model_type")?),
+            name: class::name(written, of_model("model_type")),
             do_lower_case: flag("do_lower_case")?,
             strip_accents: flag("strip_accents")?,
             tokenize_chinese_chars: flag("tokenize_chinese_chars")?,
