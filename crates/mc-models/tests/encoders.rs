@@ -41,7 +41,7 @@ fn check(name: &str, field: &str, value: &Value, expected: &str) {
 
 #[test]
 fn what_a_configuration_may_not_say() {
-    let gelu = "expected \"gelu\" or \"gelu_pytorch_tanh\"";
+    let gelu = "expected \"gelu\", \"gelu_new\", \"gelu_fast\" or \"gelu_pytorch_tanh\"";
     check("bert-mean", "hidden_act", &json!("relu"), &format!("`hidden_act` is \"relu\", {gelu}"));
     check("distilbert-max", "activation", &json!("relu"), &format!("`activation` is \"relu\", {gelu}"));
     check("modernbert-bias", "hidden_activation", &json!("silu"), &format!("is \"silu\", {gelu}"));

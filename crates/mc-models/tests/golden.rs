@@ -130,7 +130,8 @@ fn a_padded_batch_decodes_with_a_cache_as_each_row_alone() -> Result<()> {
             alone.push(next[row]);
             let hidden = model.hidden(&alone, (1, alone.len()), &mut Pass::default())?;
             let logits = model.logits(&hidden.i((.., alone.len() - 1))?)?;
-            assert_close(&format!("{name}: row {row}"), &batched.i(row..=row)?, &logits, Tolerance::absolute(1e-5));
+            // One query reads its keys in another order than many do.
+            assert_close(&format!("{name}: row {row}"), &batched.i(row..=row)?, &logits, Tolerance::absolute(2e-5));
         }
     }
     Ok(())
