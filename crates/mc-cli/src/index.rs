@@ -81,11 +81,15 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         (name, model, settings(args, documents, &default), vectors.unwrap_or_default())
     };
     let functions = TextModel::new(&name, &model);
-    let mut index = DocumentIndex::open_or_create(&args.output, documents, vectors, &functions)?;
+    let is_new = known.is_none();
+    let mut index = match known {
+        Some(index) if !index.vectors().is_empty() => index,
+        _ => DocumentIndex::open_or_create(&args.output, documents, vectors, &functions)?,
+    };
     let mut watch = Watch::new(global);
     let update = index.update(&functions, &mut |progress| watch.see(progress));
     watch.end();
-    if known.is_none() && index.vectors().is_empty() {
+    if is_new && index.vectors().is_empty() {
         // Nothing is in it that anybody could miss.
         if index.delete().is_ok() {
             // Those that something else has come into stay.

@@ -146,7 +146,8 @@ fn what_is_wrong_is_said() {
         let modules = json!([module("Transformer"), module("WordWeights")]);
         fs::write(place.path("model/modules.json"), modules.to_string()).unwrap();
     };
-    check("bert-mean", &unknown, &[], b"x", "WordWeights`", "hint: supported are Transformer");
+    let error = "module 1 is of type `sentence_transformers.models.WordWeights`";
+    check("bert-mean", &unknown, &[], b"x", error, "hint: supported are Transformer");
     let gpt = |place: &Place| place.set("model/config.json", "model_type", Some(json!("gpt2")));
     check("bert-mean", &gpt, &[], b"x", "`model_type` is `gpt2`, supported are bert, ", "hint: convert the model");
     let relu = |place: &Place| place.set("model/config.json", "hidden_act", Some(json!("relu")));

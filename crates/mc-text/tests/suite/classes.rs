@@ -1,13 +1,9 @@
 //! What a `tokenizer_class` says over tokenizer.json is as in transformers, and what is not known is said.
 
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
-
+use mc_testkit::Warnings;
 use mc_text::{CutSide, Error, Tokenizer, TokenizerFiles};
 use serde_json::{Value, json};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::subscriber::with_default;
 
 use crate::{golden_json, golden_path};
 
@@ -102,64 +98,36 @@ fn wrong_options_are_named() {
     check(json!({"tokenizer_config.json": {"tokenizer_class": []}}), expected);
 }
 
-/// Keeps warnings.
-struct Warnings(Arc<Mutex<Vec<String>>>);
-
-impl Subscriber for Warnings {
-    fn enabled(&self, metadata: &Metadata) -> bool {
-        *metadata.level() == Level::WARN
-    }
-    fn event(&self, event: &Event) {
-        struct Message<'a>(&'a Mutex<Vec<String>>);
-        impl Visit for Message<'_> {
-            fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
-                self.0.lock().unwrap().push(format!("{value:?}"));
-            }
-        }
-        event.record(&mut Message(&self.0));
-    }
-    fn new_span(&self, _: &Attributes) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
 #[test]
 fn options_that_fit_no_file_are_said() {
     let said = |config: Value| {
-        let said = Arc::new(Mutex::new(vec![]));
-        tracing::subscriber::with_default(Warnings(said.clone()), || {
-            tokenizer_of("roberta.json", &json!({"tokenizer_config.json": config})).unwrap();
-        });
-        std::mem::take(&mut *said.lock().unwrap()).join("\n")
+        let said = Warnings::default();
+        with_default(said.clone(), || tokenizer_of("roberta.json", &json!({"tokenizer_config.json": config}))).unwrap();
+        said.take()
     };
-    assert_eq!(said(json!({"tokenizer_class": "BertTokenizer"})), "");
+    assert_eq!(said(json!({"tokenizer_class": "BertTokenizer"})), [""; 0]);
     let expected =
         "tokenizer_config.json: options of `BertTokenizer` are not used, as tokenizer.json has no BertNormalizer";
-    assert_eq!(said(json!({"tokenizer_class": "BertTokenizerFast", "do_lower_case": true})), expected);
+    assert_eq!(said(json!({"tokenizer_class": "BertTokenizerFast", "do_lower_case": true})), [expected]);
 }
 
-/// Transformers 5 makes this class anew and would leave the numbers whole; the model was trained with digits.
+/// Transformers 5 makes this class anew and would leave the numbers whole; a model was trained with what its file says.
 #[test]
 fn what_else_the_file_says_counts() {
     let mut json = golden_json("classes/roberta.json");
     json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
         {"type": "Digits", "individual_digits": true}, json["pre_tokenizer"],
     ]});
-    let (said, config) = (Arc::default(), json!({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}));
+    let (said, config) = (Warnings::default(), json!({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}));
     let files = TokenizerFiles {
         tokenizer_json: json.to_string().into_bytes().into(),
         tokenizer_config: Some(config.to_string().into_bytes().into()),
         ..Default::default()
     };
-    let warnings = Warnings(Arc::clone(&said));
-    let tokenizer = tracing::subscriber::with_default(warnings, || Tokenizer::from_files(&files)).unwrap();
+    let tokenizer = with_default(said.clone(), || Tokenizer::from_files(&files)).unwrap();
     let expected =
         "tokenizer_config.json: options of `GPT2Tokenizer` are not used, as tokenizer.json splits a text before";
-    assert_eq!(*said.lock().unwrap(), [expected]);
+    assert_eq!(said.take(), [expected]);
     let one_by_one: Vec<u32> = "4567".chars().map(|c| tokenizer.token_to_id(&c.to_string()).unwrap()).collect();
     assert_eq!(tokenizer.encode("4567", false).unwrap(), one_by_one);
 }
