@@ -91,11 +91,17 @@ pub(crate) fn layer_norm_rows(w: &[f32], b: Option<&[f32]>, eps: f32, rows: &mut
         || {
             for row in rows.chunks_exact_mut(w.len()) {
                 let (mean, r) = moments(row, eps);
-                for (x, w) in row.iter_mut().zip(w) {
-                    *x = (*x - mean) * r * w;
-                }
-                if let Some(b) = b {
-                    row.iter_mut().zip(b).for_each(|(x, b)| *x += b);
+                match b {
+                    Some(b) => {
+                        for ((x, w), b) in row.iter_mut().zip(w).zip(b) {
+                            *x = ((*x - mean) * r).mul_add(*w, *b);
+                        }
+                    }
+                    None => {
+                        for (x, w) in row.iter_mut().zip(w) {
+                            *x = (*x - mean) * r * w;
+                        }
+                    }
                 }
             }
         },
