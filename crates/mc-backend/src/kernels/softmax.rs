@@ -220,7 +220,7 @@ mod tests {
                         let of = f64::from(*x - top) * f64::from(scale) - f64::from(shift);
                         let exact = capped(of * std::f64::consts::LOG2_E).exp2();
                         // Beside exp2's own error that of its argument, of three roundings.
-                        let error = 1.5e-7 + if of.is_finite() { 1.8e-7 * (of.abs() + f64::from(shift).abs()) } else { 0.0 };
+                        let error = 1.5e-7 + 1.8e-7 * (of.abs() + f64::from(shift).abs()).min(100.0);
                         let near = (e - exact).abs() <= error * exact || e == 0.0 && exact < 1.3e-38;
                         assert!(near || e.is_nan() && exact.is_nan(), "{n} {kind} {scale} {shift}: {e}, not {exact}");
                     }
