@@ -3,14 +3,14 @@
 use crate::{
     failure::wrong,
     global::Global,
-    indexed::{from_here, model_name, model_of, open},
+    indexed::{from_here, functions, model_name, model_of, open},
     report,
 };
 use anyhow::Result;
 use indicatif::ProgressBar;
 use metal_candle::embeddings::{
     EmbeddingModel, EmbeddingModelType,
-    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, TextModel, Update},
+    documents::{Chunking, DocumentIndex, DocumentsConfig, Progress, Update},
     index,
 };
 use serde_json::json;
@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// How vectors are kept: f32 exact; f16 half of it; int8 searched fastest, rescored in f16 [default: f16]
     #[arg(long, value_name = "DTYPE", value_parser = ["f32", "f16", "int8"])]
     vectors: Option<String>,
+    /// Keep the first N dimensions of each vector, if the model was trained for that [default: as the model was saved, or all]
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
     /// The most tokens in a chunk, prompt and special ones included [default: 200, or what the model reads if less]
     #[arg(long, value_name = "TOKENS")]
     chunk_size: Option<usize>,
@@ -69,7 +72,11 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         let vectors = vectors.unwrap_or(index.vectors().config().vectors);
         if !index.vectors().is_empty() {
             // Before a model is read.
-            index.check_settings(&documents, vectors)?;
+            index.check_settings(
+                &documents,
+                vectors,
+                args.dimensions.unwrap_or(index.vectors().config().dimensions),
+            )?;
         }
         let (name, model) = model_of(global, index, args.model.as_deref())?;
         (name, model, documents, vectors)
@@ -80,7 +87,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         let default = DocumentsConfig { chunking: Chunking { size, overlap: size / 5 }, ..documents.clone() };
         (name, model, settings(args, documents, &default), vectors.unwrap_or_default())
     };
-    let functions = TextModel::new(&name, &model);
+    let functions = functions(&name, &model, known.as_ref(), args.dimensions)?;
     let is_new = known.is_none();
     let mut index = match known {
         Some(index) if !index.vectors().is_empty() => index,

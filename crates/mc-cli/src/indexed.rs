@@ -2,7 +2,10 @@
 
 use crate::{failure::wrong, global::Global, source};
 use anyhow::Result;
-use metal_candle::embeddings::{EmbeddingModel, documents::DocumentIndex};
+use metal_candle::embeddings::{
+    EmbeddingModel, Error,
+    documents::{DocumentIndex, TextModel},
+};
 use std::path::Path;
 
 /// The model of an index, and its name; `asked` is where it is now.
@@ -21,6 +24,27 @@ pub(crate) fn model_of(
     Ok((name, model))
 }
 
+/// What an index asks of its model: for vectors as it has them, or of so many dimensions where it has none yet.
+pub(crate) fn functions<'a>(
+    name: &'a str,
+    model: &'a EmbeddingModel,
+    index: Option<&DocumentIndex>,
+    asked: Option<usize>,
+) -> Result<TextModel<'a>> {
+    let vectors = index.map(DocumentIndex::vectors).filter(|vectors| !vectors.is_empty());
+    let most = model.max_dimensions();
+    let dimensions = match (vectors.map(|vectors| vectors.config().dimensions), asked) {
+        // Of a model that has not so many the index says itself that it is another one.
+        (Some(of_index), _) if of_index <= most => of_index,
+        (None, Some(asked)) if asked == 0 || asked > most => {
+            return Err(Error::Dimensions { asked, width: most }.into());
+        }
+        (None, Some(asked)) => asked,
+        _ => model.dimensions(),
+    };
+    Ok(TextModel::with_dimensions(name, model, dimensions))
+}
+
 /// What an index calls a model: a directory by its whole path, so that it is found from anywhere.
 pub(crate) fn model_name(name: &str) -> String {
     let whole = Path::new(name).canonicalize().ok();
@@ -33,6 +57,11 @@ pub(crate) fn open(global: &Global, name: &str) -> Result<EmbeddingModel> {
     let model = EmbeddingModel::from_dir(&dir, &global.loader()?)?;
     if model.assumes_pooling() {
         global.say(model.describe());
+    }
+    if let Some(other) = model.other_similarity() {
+        global.say(format!(
+            "the model's vectors are meant to be compared by `{other}`; an index compares them by cosine"
+        ));
     }
     Ok(model)
 }

@@ -3,13 +3,13 @@
 use crate::{
     failure::wrong,
     global::Global,
-    indexed::{from_here, model_of},
+    indexed::{from_here, functions, model_of},
     report,
 };
 use anyhow::Result;
 use metal_candle::embeddings::{
     EncodeOptions, Prompt,
-    documents::{DocumentIndex, Found, TextModel},
+    documents::{DocumentIndex, Found},
     index::Error,
 };
 use serde::Serialize;
@@ -61,8 +61,9 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<()> {
         return Err(wrong(format!("{}: the index is empty", args.index.display()), hint));
     }
     let (name, model) = model_of(global, &index, args.model.as_deref())?;
-    index.check_model(&TextModel::new(&name, &model))?;
-    let options = EncodeOptions { prompt: Prompt::Query, ..EncodeOptions::default() };
+    index.check_model(&functions(&name, &model, Some(&index), None)?)?;
+    let dimensions = Some(index.vectors().config().dimensions);
+    let options = EncodeOptions { prompt: Prompt::Query, dimensions, ..EncodeOptions::default() };
     let query = model.encode_with(&[&args.query], &options, &mut |_| {})?;
     if query.truncated > 0 {
         global.say(format!("the query is cut at {} tokens", model.max_tokens()));

@@ -160,7 +160,7 @@ impl DocumentIndex {
         };
         let mut this = Self::of(index)?;
         if !this.index.is_empty() {
-            this.check_settings(&documents, vectors)?;
+            this.check_settings(&documents, vectors, this.index.config().dimensions)?;
             return Ok(this);
         }
         this.index.configure(config(documents.clone(), vectors, model)?)?;
@@ -200,22 +200,24 @@ impl DocumentIndex {
         &self.documents
     }
 
-    /// Checks that the index is of these documents and keeps its vectors so.
+    /// Checks that the index is of these documents and keeps its vectors so, with as many numbers in each.
     ///
     /// # Errors
     /// If not: these are fixed once an index has rows.
-    pub fn check_settings(&self, documents: &DocumentsConfig, vectors: VectorDtype) -> Result<()> {
-        let settings = |documents: &DocumentsConfig, vectors: VectorDtype| {
+    pub fn check_settings(&self, documents: &DocumentsConfig, vectors: VectorDtype, dimensions: usize) -> Result<()> {
+        let settings = |documents: &DocumentsConfig, vectors: VectorDtype, dimensions: usize| {
             [
                 ("folder", documents.folder.display().to_string()),
                 ("extensions", documents.extensions.join(",")),
                 ("chunk size", documents.chunking.size.to_string()),
                 ("chunk overlap", documents.chunking.overlap.to_string()),
                 ("vectors", vectors.to_string()),
+                ("dimensions", dimensions.to_string()),
             ]
         };
-        let of_index = settings(&self.documents, self.index.config().vectors);
-        match of_index.into_iter().zip(settings(documents, vectors)).find(|(found, asked)| found != asked) {
+        let own = self.index.config();
+        let of_index = settings(&self.documents, own.vectors, own.dimensions);
+        match of_index.into_iter().zip(settings(documents, vectors, dimensions)).find(|(found, asked)| found != asked) {
             Some(((field, found), (_, expected))) => {
                 Err(Error::Mismatch { dir: self.index.dir().into(), field, found, expected })
             }

@@ -154,6 +154,11 @@ impl EmbeddingModel {
         self.recipe.dimensions.map_or(self.width, |saved| saved.min(self.width))
     }
 
+    /// How many dimensions a vector has where none are left out.
+    pub fn max_dimensions(&self) -> usize {
+        self.width
+    }
+
     /// What it was opened as: a directory, or an id on the hub.
     pub fn name(&self) -> &str {
         &self.name
@@ -181,6 +186,15 @@ impl EmbeddingModel {
     /// Whether the directory names no pooling, so that one is assumed.
     pub fn assumes_pooling(&self) -> bool {
         self.recipe.bare
+    }
+
+    /// How the model's makers compare its vectors, as `config_sentence_transformers.json` has it (`dot`, `euclidean`, `manhattan`),
+    /// where that ranks otherwise than the cosine may.
+    pub fn other_similarity(&self) -> Option<&str> {
+        // Of vectors of length 1 the dot product is the cosine, and the Euclidean distance ranks as it does.
+        let unit = matches!(self.recipe.steps.last(), Some(Step::Normalize));
+        let same = |name: &str| name == "cosine" || unit && ["dot", "dot_product", "euclidean"].contains(&name);
+        self.recipe.similarity.as_deref().filter(|name| !same(name))
     }
 
     /// What the model does to a text, in one line.

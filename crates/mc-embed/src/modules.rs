@@ -27,6 +27,8 @@ pub(crate) struct Recipe {
     pub(crate) prompts: Prompts,
     /// How many of the first dimensions the model was saved to give, if not all.
     pub(crate) dimensions: Option<usize>,
+    /// How its makers compare vectors, if they say: `cosine`, `dot`, `euclidean` or `manhattan`.
+    pub(crate) similarity: Option<String>,
 }
 
 /// What `sentence_bert_config.json` says of how texts are read.
@@ -64,6 +66,7 @@ impl Recipe {
             steps: vec![],
             prompts: Prompts::default(),
             dimensions: None,
+            similarity: None,
         };
         let Some(modules) = directory.value(MODULES)? else {
             if is_causal(directory)? {
@@ -80,6 +83,7 @@ impl Recipe {
             // Sentence-transformers has these two in each of its models.
             recipe.prompts = Prompts::read(&config, &["query", "document"])?;
             recipe.dimensions = config.size("truncate_dim")?;
+            recipe.similarity = config.text("similarity_fn_name")?.map(Into::into);
         }
         let wrong = |what: &str, hint: &str| directory.error(MODULES, what, Some(hint));
         let listed = "it lists objects with `type` and `path`, as sentence-transformers writes them";

@@ -474,6 +474,7 @@ fn wrong_settings() -> Result<()> {
             "`model_type` is \"SparseEncoder\", expected SentenceTransformer",
             "a CrossEncoder reranks and embeds nothing",
         ),
+        (json!({"similarity_fn_name": 1}), "`similarity_fn_name` is 1, expected a string", "correct it"),
         (json!({"truncate_dim": 0}), "`truncate_dim` is 0, expected a whole number of at least 1", "correct it"),
         (
             json!({"default_prompt_name": ["query"]}),

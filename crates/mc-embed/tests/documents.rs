@@ -447,9 +447,12 @@ fn other_settings_are_refused() {
     let place = Place::new(&[("a.md", "alpha")]);
     let index = place.create();
     let (vectors, same) = (VectorDtype::Int8, index.documents().clone());
-    index.check_settings(&same, vectors).unwrap();
+    let dimensions = index.vectors().config().dimensions;
+    index.check_settings(&same, vectors, dimensions).unwrap();
+    let error = index.check_settings(&same, vectors, dimensions + 1).unwrap_err().to_string();
+    assert!(error.ends_with(&format!("the index has dimensions {dimensions}, expected {}", dimensions + 1)), "{error}");
     let says = |documents: &DocumentsConfig, vectors, what: &str| {
-        let error = index.check_settings(documents, vectors).unwrap_err();
+        let error = index.check_settings(documents, vectors, dimensions).unwrap_err();
         assert!(error.to_string().ends_with(what) && error.hint().is_some(), "{error}");
     };
     says(&same, VectorDtype::F32, "the index has vectors int8, expected f32");

@@ -207,6 +207,64 @@ fn what_is_cut_is_said() {
     assert!(!run.stderr.contains("WARN"), "{}", run.stderr);
 }
 
+/// The index is of so many dimensions, a question is cut to them, and its scores are the cosines of what `embed` gives of both.
+#[test]
+fn vectors_of_fewer_dimensions() {
+    let place = place();
+    place.run(&format!("{INDEX} --dimensions 6 --vectors f32 --chunk-size 12")).ok();
+    let vector = |text: &str, kind: &str| -> Vec<f64> {
+        fs::write(place.path("line.txt"), text.replace('\n', " ")).unwrap();
+        let run = place.run(&format!("embed line.txt --model model --dimensions 6 {kind} --quiet")).ok().json();
+        run[0].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let query = vector("boats", "--query");
+    assert_eq!(query.len(), 6);
+    let found = hits(&place, "boats");
+    assert!(found.len() >= 3, "{found:?}");
+    for hit in &found {
+        let cosine: f64 =
+            query.iter().zip(vector(hit["text"].as_str().unwrap(), "--document")).map(|(a, b)| a * b).sum();
+        assert!((hit["score"].as_f64().unwrap() - cosine).abs() < 1e-4, "{hit}, not {cosine}");
+    }
+    // Fixed once there are rows, so nobody has to say it again.
+    place.run("index notes --output index").ok();
+    for (dimensions, error, hint) in [
+        (7, "error: index: the index has dimensions 6, expected 7\n", "leave that option out"),
+        (20, "error: index: the index has dimensions 6, expected 20\n", "leave that option out"),
+    ] {
+        let run = place.run(&format!("index notes --output index --dimensions {dimensions}"));
+        assert!(run.status == 2 && run.stderr.starts_with(error) && run.stderr.contains(hint), "{}", run.stderr);
+    }
+    for dimensions in [0, 21] {
+        let run = place.run(&format!("index notes --output other.index --model model --dimensions {dimensions}"));
+        let error = format!("error: cannot cut vectors of 20 dimensions to {dimensions}\nhint: ask for 1 to 20\n");
+        assert!(run.status == 2 && run.stderr == error && !place.path("other.index").exists(), "{}", run.stderr);
+    }
+}
+
+/// A measure under which others may be nearest is said; that of vectors of length 1 is the cosine whatever its name.
+#[test]
+fn a_similarity_that_is_not_the_cosine_is_said() {
+    let place = place();
+    let said = |index: &str| {
+        let run = place.run(&format!("index notes --output {index} --model model")).ok();
+        let again = place.run(&format!("search --index {index} boats")).ok();
+        [run, again].map(|run| run.stderr.matches("compared by `").count())
+    };
+    let settings = "model/config_sentence_transformers.json";
+    for (at, (name, expected)) in [("cosine", 0), ("dot", 0), ("manhattan", 1)].into_iter().enumerate() {
+        fs::write(place.path(settings), json!({"similarity_fn_name": name}).to_string()).unwrap();
+        assert_eq!(said(&format!("unit{at}")), [expected; 2], "{name}");
+    }
+    let modules: Value = serde_json::from_slice(&fs::read(place.path("model/modules.json")).unwrap()).unwrap();
+    let without: Vec<_> = modules.as_array().unwrap().iter().take(2).cloned().collect();
+    fs::write(place.path("model/modules.json"), json!(without).to_string()).unwrap();
+    for (at, (name, expected)) in [("cosine", 0), ("dot", 1)].into_iter().enumerate() {
+        fs::write(place.path(settings), json!({"similarity_fn_name": name}).to_string()).unwrap();
+        assert_eq!(said(&format!("any{at}")), [expected; 2], "{name}");
+    }
+}
+
 /// Of a directory without modules the pooling is a guess, which whoever indexes and searches with it should know.
 #[test]
 fn an_assumed_pooling_is_said() {

@@ -30,12 +30,18 @@ impl std::fmt::Debug for TextModel<'_> {
 impl<'a> TextModel<'a> {
     /// Those of a model, for documents.
     pub fn new(name: &'a str, model: &'a EmbeddingModel) -> Self {
+        Self::with_dimensions(name, model, model.dimensions())
+    }
+
+    /// The same with vectors of the first `dimensions` numbers, which must be 1 to [`EmbeddingModel::max_dimensions`].
+    pub fn with_dimensions(name: &'a str, model: &'a EmbeddingModel, dimensions: usize) -> Self {
         Self {
             name,
             tokens: Box::new(|text| Ok(model.count_tokens(text, Prompt::Document)?)),
             limit: model.max_tokens(),
-            embed: Box::new(|texts| {
-                let options = EncodeOptions { prompt: Prompt::Document, ..EncodeOptions::default() };
+            embed: Box::new(move |texts| {
+                let dimensions = Some(dimensions);
+                let options = EncodeOptions { prompt: Prompt::Document, dimensions, ..EncodeOptions::default() };
                 let vectors = model.encode_with(texts, &options, &mut |_| {})?.vectors;
                 Ok(vectors.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
             }),
