@@ -436,6 +436,44 @@ fn a_cache_of_another_shape_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// A cache may keep keys and values in 16 bits: what comes out is that of the same numbers in f32, bit for bit.
+#[test]
+fn a_cache_may_be_of_narrower_numbers() -> Result<()> {
+    let causal = Attention { causal: true, ..Attention::default() };
+    let shape = [2, 150, 2, 10];
+    for arithmetic in [Arithmetic::F32, Arithmetic::BF16] {
+        let half = Attending::new(SIZES[1].1, arithmetic, false, false)?;
+        for t in [1, 3, 20] {
+            let inputs = half.inputs((2, t), 3)?;
+            let with = |k: DType, v: DType, wide: bool| {
+                let narrow = |seed, dtype| {
+                    let x = x(seed, &shape).to_dtype(dtype)?;
+                    if wide { x.to_dtype(DType::F32) } else { Ok(x) }
+                };
+                let mut cache = |_: &Tensor, _: &Tensor| Ok((narrow(1, k)?, narrow(2, v)?));
+                half.with(&inputs, &causal, |half| ops::self_attention(&inputs[0], half, Some(&mut cache)))
+            };
+            for dtype in [DType::F16, DType::BF16] {
+                let (narrow, wide) = (with(dtype, dtype, false)?, with(dtype, dtype, true)?);
+                assert!(numbers(&narrow)? == numbers(&wide)?, "{arithmetic:?} {dtype:?} {t}");
+                // Products of many queries round to bf16 themselves.
+                let as_good = arithmetic == Arithmetic::BF16 && dtype == DType::BF16 && t > FEW && has_bf16()?;
+                let whole = with(DType::F32, DType::F32, false)?;
+                assert!((numbers(&narrow)? == numbers(&whole)?) == as_good, "{arithmetic:?} {dtype:?} {t}");
+                let mut cache =
+                    |_: &Tensor, _: &Tensor| Ok((x(1, &shape).to_dtype(dtype)?, x(2, &shape).to_dtype(dtype)?));
+                let plain = half
+                    .with(&inputs, &causal, |half| ops::composed::self_attention(&inputs[0], half, Some(&mut cache)))?;
+                let most = if arithmetic == Arithmetic::F32 { 1e-5 } else { 0.05 };
+                assert_close(&format!("{dtype:?} {t}"), &narrow, &plain, Tolerance::absolute(most));
+            }
+            let error = with(DType::F16, DType::F32, false).unwrap_err().to_string();
+            assert!(error.contains("keys in F16 and values in F32"), "{error}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_few_rows_are_not_rounded() -> Result<()> {
     let (both, has_bf16) = ([Arithmetic::F32, Arithmetic::BF16], has_bf16()?);

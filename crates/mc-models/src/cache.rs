@@ -1,11 +1,13 @@
 //! Keys and values of the tokens a model has read.
 //!
 //! One buffer per layer, `(b, kv_heads, capacity, head_dim)`: only the grouped heads are stored, and growing doubles it.
-//! Each head's tokens lie one after the other, so that a product of matrices can read them where they are.
+//! Each head's tokens lie one after the other, so that a product of matrices can read them where they are. On the CPU they are kept in
+//! `f16` where products round to `bf16` (docs/adr/0013-caches-in-f16.md).
 //! Between passes all layers hold the same tokens; a pass that finds it otherwise is refused.
 
 use crate::ModelConfig;
 use candle_core::{DType, Device, Result, Tensor, bail};
+use mc_backend::ops::{cache_dtype, to_f16};
 
 /// What the buffers of a cache may take at most: 1 TiB, so that a mistaken size is an error and no product overflows.
 const MAX_BYTES: usize = 1 << 40;
@@ -65,7 +67,8 @@ impl KVCache {
     /// # Errors
     /// If a size is 0, or the buffers would exceed 1 TiB or what the device has.
     pub fn new(model: &dyn crate::CausalLM, config: KVCacheConfig) -> Result<Self> {
-        Self::with_sizes(model.config(), model.dtype(), model.device(), config)
+        let dtype = cache_dtype(model.dtype(), model.computation(), model.device());
+        Self::with_sizes(model.config(), dtype, model.device(), config)
     }
 
     fn with_sizes(model: &ModelConfig, dtype: DType, device: &Device, config: KVCacheConfig) -> Result<Self> {
@@ -135,7 +138,7 @@ impl KVCache {
     }
 
     /// Appends k and v `(b, t, kv_heads, d)` to a layer; returns views `(b, tokens, kv_heads, d)` of all
-    /// its keys and values.
+    /// its keys and values, in the dtype that they are kept in.
     pub(crate) fn append(&mut self, index: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (max_length, layers) = (self.config.max_length, self.layers.len());
         if index >= layers {
@@ -174,8 +177,20 @@ impl KVCache {
         }
         // Of a single token this is no copy.
         let by_head = |x: &Tensor| x.detach().transpose(1, 2)?.contiguous();
-        layer.k.slice_set(&by_head(k)?, 2, layer.len)?;
-        layer.v.slice_set(&by_head(v)?, 2, layer.len)?;
+        let (mut k, mut v) = (by_head(k)?, by_head(v)?);
+        if layer.k.dtype() == DType::F16 && k.dtype() == DType::F32 {
+            if let (Some(halves_of_k), Some(halves_of_v)) = (to_f16(&k)?, to_f16(&v)?) {
+                (k, v) = (halves_of_k, halves_of_v);
+            } else {
+                tracing::warn!(
+                    "keys or values of layer {index} are beyond 65,504, the largest number of f16: the cache keeps it in f32"
+                );
+                check_size(layers, layer.k.dims4()?, DType::F32)?;
+                (layer.k, layer.v) = (layer.k.to_dtype(DType::F32)?, layer.v.to_dtype(DType::F32)?);
+            }
+        }
+        layer.k.slice_set(&k, 2, layer.len)?;
+        layer.v.slice_set(&v, 2, layer.len)?;
         layer.len = len;
         let by_token = |buffer: &Tensor| buffer.narrow(2, 0, len)?.transpose(1, 2);
         Ok((by_token(&layer.k)?, by_token(&layer.v)?))
@@ -195,14 +210,18 @@ fn check_size(layers: usize, (b, heads, capacity, d): (usize, usize, usize, usiz
 mod tests {
     use super::*;
     use candle_core::IndexOp;
-    use mc_testkit::random;
+    use mc_testkit::{Warnings, random};
     use serde_json::json;
 
     fn cache(config: KVCacheConfig) -> Result<KVCache> {
+        cache_in(DType::F32, config)
+    }
+
+    fn cache_in(dtype: DType, config: KVCacheConfig) -> Result<KVCache> {
         let model = json!({"model_type": "llama", "vocab_size": 9, "hidden_size": 24, "intermediate_size": 9,
             "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2});
         let model = ModelConfig::from_json("config.json", &model).unwrap();
-        KVCache::with_sizes(&model, DType::F32, &Device::Cpu, config)
+        KVCache::with_sizes(&model, dtype, &Device::Cpu, config)
     }
 
     /// Keys or values of `t` tokens: `(2 rows, t, 2 heads, 4)`.
@@ -230,6 +249,46 @@ mod tests {
                 }
             }
             assert_eq!(cache.len(), 12);
+        }
+        Ok(())
+    }
+
+    /// A layer whose numbers are too large for it goes on in f32, which is said, and no number becomes infinite.
+    #[test]
+    fn halves_where_they_do() -> Result<()> {
+        let warnings = Warnings::default();
+        let _guard = tracing::subscriber::set_default(warnings.clone());
+        for large in [None, Some(0), Some(1)] {
+            let mut cache = cache_in(DType::F16, KVCacheConfig { batch_size: 2, initial_capacity: 4, max_length: 20 })?;
+            let halves = |t: &Tensor| t.to_dtype(DType::F16)?.to_dtype(DType::F32);
+            let (first, second) = (tokens(1, 3), tokens(2, 3));
+            for layer in 0..2 {
+                let (k, v) = cache.append(layer, &first, &second)?;
+                assert_eq!((k.dtype(), v.dtype()), (DType::F16, DType::F16));
+                assert_eq!(values(&k.to_dtype(DType::F32)?), values(&halves(&first)?));
+                assert_eq!(values(&v.to_dtype(DType::F32)?), values(&halves(&second)?));
+            }
+            let size = cache.size_in_bytes();
+            assert_eq!(size, 2 * 2 * 2 * 4 * 2 * 4 * 2);
+            // With growth on the way.
+            let mut next = [tokens(3, 2), tokens(4, 2)];
+            if let Some(which) = large {
+                next[which] = (&next[which] * 1e6)?;
+            }
+            for layer in 0..2 {
+                let (k, v) = cache.append(layer, &next[0], &next[1])?;
+                let expected = if large.is_some() { DType::F32 } else { DType::F16 };
+                assert_eq!((k.dtype(), v.dtype()), (expected, expected));
+                for (found, before, next) in [(k, &first, &next[0]), (v, &second, &next[1])] {
+                    let next = if large.is_some() { next.clone() } else { halves(next)? };
+                    let all = Tensor::cat(&[&halves(before)?, &next], 1)?;
+                    assert_eq!(values(&found.to_dtype(DType::F32)?), values(&all), "{large:?} {layer}");
+                }
+            }
+            assert_eq!(cache.size_in_bytes(), if large.is_some() { 4 * size } else { 2 * size });
+            let said = warnings.take();
+            assert_eq!(said.len(), if large.is_some() { 2 } else { 0 }, "{said:?}");
+            assert!(said.iter().all(|line| line.contains("the cache keeps it in f32")), "{said:?}");
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! logits of size 10.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use mc_backend::ops;
+use mc_backend::{computation::Products, ops};
 use mc_checkpoint::ModelDir;
 use mc_models::{KVCache, KVCacheConfig, Model, ModelLoader, Pass};
 use mc_testkit::{Tolerance, assert_close, golden};
@@ -89,6 +89,29 @@ fn greedy_tokens_with_and_without_a_cache() -> Result<()> {
         }
         assert_eq!(cache.len(), 7 + 24 - 1);
     }
+    Ok(())
+}
+
+/// What a cache in f16 leaves out is less than what products in bf16 do; where nothing is rounded, the cache rounds nothing.
+#[test]
+fn a_cache_is_as_near_to_transformers_as_the_whole_pass() -> Result<()> {
+    let (exact, expected) = load("qwen2-bf16")?;
+    let model = ModelLoader::new().load_dir(&ModelDir::open(golden::dir("models/qwen2-bf16"))?)?;
+    let sequence: Vec<u32> = [ids(&expected["prompt"])?, ids(&expected["greedy"])?].concat();
+    let logits = |model: &Model, tokens: &[u32], cache: Option<&mut KVCache>| -> Result<Tensor> {
+        let hidden = model.hidden(tokens, (1, tokens.len()), &mut Pass { cache, ..Pass::default() })?;
+        Ok(model.logits(&hidden.squeeze(0)?)?)
+    };
+    let reference = logits(&exact, &sequence, None)?;
+    let mut cache = KVCache::new(&*model, KVCacheConfig::default())?;
+    let mut parts = vec![logits(&model, &sequence[..16], Some(&mut cache))?];
+    for token in &sequence[16..] {
+        parts.push(logits(&model, &[*token], Some(&mut cache))?);
+    }
+    let error = |found: &Tensor| -> Result<f32> { Ok((found - &reference)?.abs()?.max_all()?.to_scalar()?) };
+    let (whole, cached) = (error(&logits(&model, &sequence, None)?)?, error(&Tensor::cat(&parts, 0)?)?);
+    assert!(cached <= whole + 2e-5, "{cached} with a cache, {whole} without");
+    assert_eq!(whole > 1e-4, model.computation().products == Products::BF16, "{whole}");
     Ok(())
 }
 

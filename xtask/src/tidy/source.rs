@@ -12,6 +12,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/mc-backend/src/kernels/compact/eleven.rs",
     "crates/mc-backend/src/kernels/compact/twelve.rs",
     "crates/mc-backend/src/kernels/dots.rs",
+    "crates/mc-backend/src/kernels/weighted.rs",
     "crates/mc-backend/src/kernels/few.rs",
     "crates/mc-backend/src/kernels/mod.rs",
     "crates/mc-backend/src/kernels/round.rs",
@@ -37,8 +38,9 @@ const LONG: usize = 500;
 const OPS: &str = "crates/mc-backend/src/ops/";
 
 /// What is in [`OPS`] and has no gradient to check: the modules' root, the composed ops, which are the witnesses of the
-/// others, the embedding, whose table is frozen and whose ids are integers, and what is no op but what ops are made of.
-const WITHOUT_GRADIENT: &[&str] = &["mod", "composed", "embedding", "block", "group"];
+/// others, the embedding, whose table is frozen and whose ids are integers, caches, which nothing is trained through, and what is no op but what ops
+/// are made of.
+const WITHOUT_GRADIENT: &[&str] = &["mod", "composed", "embedding", "block", "group", "cache"];
 
 /// The file opens with `//!`.
 pub(super) fn module_doc(file: &Rust) -> Vec<Violation> {

@@ -133,10 +133,10 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     /// `data` is the whole storage that `layout` lies in; `None` if the last dimension is not dense.
-    pub(crate) fn new(data: &'a [f32], layout: &Layout) -> Option<Self> {
+    pub(crate) fn new(data: Elements<'a>, layout: &Layout) -> Option<Self> {
         let stride = layout.stride();
         (stride[3] == 1 || layout.dims()[3] == 1).then(|| Self {
-            elements: Elements::F32(&data[layout.start_offset()..]),
+            elements: Matrix::new(data, 0).from(layout.start_offset()).elements,
             strides: [stride[0], stride[1], stride[2]],
         })
     }
@@ -152,12 +152,9 @@ impl<'a> View<'a> {
         Matrix::new(self.elements, self.strides[1]).from(start)
     }
 
-    /// The vector at time `t` of one head, of elements that are `f32`.
-    fn row(&self, b: usize, t: usize, h: usize, d: usize) -> &'a [f32] {
-        match self.elements {
-            Elements::F32(data) => &data[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..][..d],
-            _ => unreachable!("a few queries are read in f32"),
-        }
+    /// The vector at time `t` of one head in its elements.
+    fn row<'b, T>(&self, elements: &'b [T], (b, t, h): (usize, usize, usize), d: usize) -> &'b [T] {
+        &elements[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..][..d]
     }
 
     /// `n` rows of one head, from time `from` on, as the left side of a product: where they lie, if that can be read.

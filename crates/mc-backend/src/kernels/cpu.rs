@@ -23,6 +23,16 @@ pub(crate) fn has_avx512() -> bool {
     has
 }
 
+/// Whether it widens `f16` in one instruction.
+#[inline(always)]
+pub(crate) fn widens_f16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = has_avx2() && is_x86_feature_detected!("f16c");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
+}
+
 /// Whether it multiplies `bf16` in hardware.
 pub(crate) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]

@@ -69,7 +69,7 @@ fn dots_avx512<'a, T: Number + 'a>(row: impl Fn(usize) -> &'a [T], x: &[f32], ou
 #[inline]
 fn dots_avx2<'a, T: Number + 'a>(row: impl Fn(usize) -> &'a [T], x: &[f32], out: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if cpu::has_avx2() && is_x86_feature_detected!("f16c") {
+    if cpu::widens_f16() {
         // SAFETY: the CPU has the instructions.
         #[allow(unsafe_code)]
         unsafe {
@@ -162,7 +162,7 @@ mod numbers {
 /// The first numbers of a vector, and zeros.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn padded<T: Element>(x: &[T]) -> [T; super::tile::LANES] {
+pub(super) fn padded<T: Element>(x: &[T]) -> [T; super::tile::LANES] {
     let mut whole = [T::ZERO; super::tile::LANES];
     whole[..x.len()].copy_from_slice(x);
     whole

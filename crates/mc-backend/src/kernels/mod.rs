@@ -20,6 +20,7 @@ pub(crate) mod softmax;
 pub(crate) mod tall;
 pub(crate) mod tile;
 pub(crate) mod transpose;
+pub(crate) mod weighted;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use std::ops::Deref;

@@ -167,36 +167,6 @@ pub(crate) fn finish<T: Element>(sums: [[f32; LANES]; UNROLL], a: &[T], b: &[f32
     total(sum)
 }
 
-/// `y += a·x`
-#[inline(always)]
-pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(*x, *y);
-    }
-}
-
-/// `y = Σ p[j]·row(j)`, by columns that stay in registers.
-#[inline(always)]
-pub(crate) fn weighted<'a>(row: impl Fn(usize) -> &'a [f32], p: &[f32], y: &mut [f32]) {
-    const WIDE: usize = 4 * LANES;
-    let width = y.len();
-    let (wide, rest) = y.as_chunks_mut::<WIDE>();
-    for (c, y) in wide.iter_mut().enumerate() {
-        let mut sums = [0f32; WIDE];
-        for (j, p) in p.iter().enumerate() {
-            let row = &row(j).as_chunks::<WIDE>().0[c];
-            for i in 0..WIDE {
-                sums[i] = p.mul_add(row[i], sums[i]);
-            }
-        }
-        *y = sums;
-    }
-    rest.fill(0.0);
-    for (j, p) in p.iter().enumerate() {
-        axpy(*p, &row(j)[width - rest.len()..], rest);
-    }
-}
-
 /// `Σ f(x[i])` with as many partial sums as [`dot`].
 #[inline(always)]
 pub(crate) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {

@@ -9,6 +9,7 @@ use crate::{
         attention::{self as kernel, Packed, RowSum},
         tile::Arithmetic,
     },
+    weight::Elements,
 };
 use candle_core::{CpuStorage, D, DType, Device, Result, Storage, Tensor, bail};
 use std::{ops::Range, sync::Arc};
@@ -301,10 +302,13 @@ pub(super) fn with_views<const N: usize, R>(
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut views = Vec::with_capacity(N);
     for (storage, layout) in &guards {
-        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
-            bail!("attention kernel of what is not f32 on the CPU")
+        let elements = match &**storage {
+            Storage::Cpu(CpuStorage::F32(x)) => Elements::F32(x),
+            Storage::Cpu(CpuStorage::F16(x)) => Elements::F16(x),
+            Storage::Cpu(CpuStorage::BF16(x)) => Elements::BF16(x),
+            _ => bail!("attention kernel of what is not f32, f16 or bf16 on the CPU"),
         };
-        let Some(view) = kernel::View::new(data, layout) else { bail!("attention argument is not dense") };
+        let Some(view) = kernel::View::new(elements, layout) else { bail!("attention argument is not dense") };
         views.push(view);
     }
     match views.try_into() {

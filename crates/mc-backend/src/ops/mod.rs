@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod block;
+mod cache;
 pub mod composed;
 mod cross_entropy;
 mod embedding;
@@ -25,6 +26,7 @@ mod self_attention;
 pub use activation::{Gelu, geglu, gelu, swiglu};
 pub use attention::{Attention, RelativeBias, attention};
 pub use block::{Project, Side};
+pub use cache::{cache_dtype, to_f16};
 pub use cross_entropy::linear_cross_entropy;
 pub use embedding::embedding;
 pub use encoder_attention::{EncoderAttention, LayerNorm, encoder_attention};

@@ -62,7 +62,7 @@ impl std::fmt::Debug for SelfAttention<'_> {
     }
 }
 
-/// Takes the keys and values of new tokens, `(b, t, kv_heads, d)` each, and gives back those of all tokens.
+/// Takes the keys and values of new tokens, `(b, t, kv_heads, d)` each, and gives back those of all tokens, in a dtype of 16 bits or as they came.
 pub type Append<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<(Tensor, Tensor)> + 'a;
 
 /// `x + o(attention(…))`: x `(b, t, hidden)` → `(b, t, hidden)`. Gradients go to `x` and to the trained parts.
@@ -108,7 +108,8 @@ fn unfused(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>, ops: &Ops)
     let [q_norm, k_norm] = s.head_norms.map_or([None, None], |n| n.map(Some));
     let (q, k, v) = (turned(q, q_norm)?, turned(k, k_norm)?, heads(v)?);
     let (k, v) = match cache {
-        Some(append) => append(&k, &v)?,
+        // It may keep them in fewer bits.
+        Some(append) => append(&k, &v).and_then(|(k, v)| Ok((k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?)))?,
         None => (k, v),
     };
     let out = (ops.attention)(&q, &k, &v, &s.how)?.reshape((b, t, s.q.weight.rows()))?;
@@ -297,6 +298,9 @@ impl Block {
         let expected = (b, k.dim(1)?, self.columns[1].len() / d, d);
         if k.dims4()? != expected || v.dims4()? != expected {
             bail!("a cache gave keys {:?} and values {:?}, expected {expected:?} of both", k.shape(), v.shape())
+        }
+        if k.dtype() != v.dtype() {
+            bail!("a cache gave keys in {:?} and values in {:?}", k.dtype(), v.dtype())
         }
         let shape = self.shape(expected.1, how)?;
         let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);
