@@ -266,6 +266,10 @@ impl ModelDir {
 
 /// A file's content if it is there and not larger than 64 MiB; the limit holds even if the file grows meanwhile.
 pub(crate) fn read_limited(path: &Path) -> Result<Option<Vec<u8>>> {
+    // Before it is opened: of a pipe that would wait for who writes to it.
+    if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(Error::invalid(&path.display().to_string(), "not a file"));
+    }
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -1,7 +1,7 @@
 //! `metal-candle embed`: lines in, vectors out.
 
 use crate::{failure::wrong, global::Global, lines::Lines, npy, report, source};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use metal_candle::{
     checkpoint::write_atomic,
@@ -153,7 +153,8 @@ impl Work<'_> {
             // How many rows there are is known at the end.
             file.write_all(&npy::header(0, width))?;
             let result = self.each(lines, &mut |row| {
-                row.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()))?;
+                let all = row.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()));
+                all.with_context(|| path.display().to_string())?;
                 Ok(true)
             });
             if let Err(error) = result {

@@ -43,12 +43,19 @@ impl DocumentsConfig {
     /// Text and Markdown files in a folder, cut as is usual.
     ///
     /// # Errors
-    /// If there is no such folder.
+    /// If there is no such folder, or its path is not UTF-8.
     pub fn new(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let whole = folder.canonicalize().map_err(Error::io(folder))?;
         if !whole.is_dir() {
             return Err(Error::argument(format!("{} is a file", folder.display()), "name the folder it is in"));
+        }
+        if whole.to_str().is_none() {
+            let what = format!("the path {} is not UTF-8", whole.display());
+            return Err(Error::argument(
+                what,
+                "rename the folder, or reach it by another name: an index keeps paths as text",
+            ));
         }
         let extensions = EXTENSIONS.iter().map(ToString::to_string).collect();
         Ok(Self { folder: whole, extensions, chunking: Chunking::default() })

@@ -13,6 +13,7 @@ use mc_backend::{Weight, ops};
 use mc_checkpoint::{SafeTensors, WeightSource};
 use mc_text::CutSide;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 /// What a directory says.
 #[derive(Debug)]
@@ -90,6 +91,7 @@ impl Recipe {
         let order = "the order is Transformer, Pooling, and then Dense and Normalize";
         let Value::Array(modules) = modules else { return Err(wrong("is not a list of modules", listed)) };
         let mut pooled = false;
+        let mut names = HashSet::new();
         for (at, module) in modules.iter().enumerate() {
             let text = |field: &str| module.get(field).and_then(Value::as_str);
             let Some(kind) = text("type") else { return Err(wrong(&format!("module {at} has no `type`"), listed)) };
@@ -98,6 +100,12 @@ impl Recipe {
                 return Err(wrong(&format!("module {at} has no `path`"), hint));
             };
             let folder = directory.folder(path);
+            // Sentence-transformers knows modules by their names, and of two it keeps one.
+            if let Some(twice) = text("name").filter(|name| !names.insert(*name)) {
+                let hint =
+                    "which of them counts is not said; give each a name of its own, as in \"0\", \"1\" and \"2\"";
+                return Err(wrong(&format!("two modules have the name `{twice}`"), hint));
+            }
             // Another program's module of the same name does something else.
             let own = kind.strip_prefix("sentence_transformers.").and_then(|own| own.rsplit('.').next());
             match own.unwrap_or_default() {
@@ -355,7 +363,12 @@ impl Dense {
         }
         let source = SafeTensors::open(path)?;
         let weight = source.tensor("linear.weight", &[outer, inner], &Device::Cpu, DType::F32)?;
-        let bias = config.flag("bias", true)?;
+        let bias = config.flag("bias", true)? && !config.map.get("bias").is_some_and(Value::is_null);
+        if !bias && source.contains("linear.bias") {
+            let problem = "it has `linear.bias`, but its config.json says that there is no bias";
+            let hint = "the two are of different models; copy or download the model whole";
+            return Err(folder.error(WEIGHTS, problem, Some(hint)));
+        }
         let bias = bias.then(|| source.tensor("linear.bias", &[outer], &Device::Cpu, DType::F32)).transpose()?;
         Ok(Self { file: folder.name("config.json"), weight: Weight::from_tensor(&weight)?, bias, activation })
     }

@@ -366,6 +366,12 @@ fn modules_that_make_no_sense() -> Result<()> {
             Some("a module's folder is part of the model"),
         ),
         (
+            json!([transformer, {"name": "1", "type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+                {"name": "1", "type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}]),
+            "two modules have the name `1`",
+            Some("which of them counts is not said"),
+        ),
+        (
             json!([transformer, pooling, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]),
             "2_Dense/config.json: is missing",
             Some("a module's folder is part of the model"),
@@ -418,6 +424,24 @@ fn a_wrong_pooling() -> Result<()> {
     Ok(())
 }
 
+/// Nobody waits for who writes to a pipe.
+#[test]
+#[cfg(unix)]
+fn a_pipe_is_no_file_of_a_model() {
+    for name in ["config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "1_Pooling/config.json"] {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let copy = Copy::of("models/bert-mean").expect("a copy");
+            let path = copy.0.path().join(name);
+            let _ = fs::remove_file(&path);
+            assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+            send.send(copy.load().map_or_else(|e| e.to_string(), |_| "it was read".into())).expect("sent");
+        });
+        let said = receive.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer");
+        assert!(said.contains(name) && said.contains("not a file"), "{name}: {said}");
+    }
+}
+
 #[test]
 fn a_wrong_projection() -> Result<()> {
     let file = "2_Dense/config.json";
@@ -442,8 +466,21 @@ fn a_wrong_projection() -> Result<()> {
     changed("in_features", json!(null))?
         .check("2_Dense/config.json: `in_features` is missing", Some("it may be incomplete"));
     changed("out_features", json!(12))?.check("tensor `linear.weight` is (13, 28), expected (12, 28)", None);
-    let copy = changed("bias", json!(false))?;
-    copy.load()?;
+    for none in [json!(false), json!(null)] {
+        let copy = changed("bias", none)?;
+        copy.check(
+            "it has `linear.bias`, but its config.json says that there is no bias",
+            Some("the two are of different"),
+        );
+        let weights = copy.0.path().join("2_Dense/model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&weights, &candle_core::Device::Cpu)?;
+        tensors.remove("linear.bias").ok_or("no bias")?;
+        candle_core::safetensors::save(&tensors, &weights)?;
+        copy.load()?;
+        copy.set(file, "bias", &json!(true))?;
+        assert!(copy.load().is_err_and(|e| e.to_string().contains("no tensor `linear.bias`")));
+    }
+    let copy = changed("bias", json!(true))?;
     fs::remove_file(copy.0.path().join("2_Dense/model.safetensors"))?;
     copy.check("2_Dense/model.safetensors: is missing", Some("weights are read from safetensors"));
     // Three times as wide as what the projection reads.

@@ -319,6 +319,65 @@ fn what_is_no_text_is_left_out_and_said() {
     assert_eq!(counts(&place.update().0), [0, 0, 1, 3]);
 }
 
+/// Where nobody can tell what is to be left out, nothing is read: git would read such a file byte by byte.
+#[test]
+#[cfg(unix)]
+fn a_folder_whose_gitignore_cannot_be_read_is_left_out() {
+    let odd = |name: &'static str, make: fn(&Path), expected: &'static str| {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let place = Place::new(&[("good.md", "good"), ("deep/secret.txt", "secret"), ("deep/er/too.md", "too")]);
+            drop(place.create());
+            assert_eq!(place.update().0.added, 3);
+            make(&place.folder().join("deep").join(name));
+            place.write("deep/more.md", "more");
+            place.write("new.md", "new");
+            // What was indexed stays.
+            let (update, seen) = place.update();
+            let of_whole = counts(&update);
+            make(&place.folder().join(name));
+            let root = place.update().0;
+            send.send((of_whole, seen, update.skipped, counts(&root), root.skipped)).unwrap();
+        });
+        let (of_deep, seen, skipped, of_root, root) = receive.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((of_deep, seen), ([1, 0, 0, 1], vec!["new".to_string()]), "{expected}");
+        let reason = SkipReason::IgnoreFile(format!("{name} {expected}"));
+        assert_eq!(
+            skipped.iter().map(|s| (self::name(&s.path), &s.reason)).collect::<Vec<_>>(),
+            [("deep".into(), &reason)]
+        );
+        assert_eq!((of_root, root.len(), &root[0].reason), ([0, 0, 0, 0], 1, &reason));
+    };
+    for name in [".gitignore", ".ignore"] {
+        odd(name, |path| fs::write(path, b"# f\xfcr alle\nsecret.txt\n").unwrap(), "is not UTF-8");
+        odd(name, |path| fs::write(path, vec![b'a'; (1 << 20) + 1]).unwrap(), "is larger than 1 MiB");
+        odd(name, |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap(), "is not a file");
+        odd(
+            name,
+            |path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success()),
+            "is not a file",
+        );
+    }
+    assert_eq!(
+        SkipReason::IgnoreFile(".ignore is not UTF-8".into()).to_string(),
+        "a folder whose .ignore is not UTF-8"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_folder_whose_path_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new(&[("a.md", "alpha")]);
+    let folder = place.dir.path().join(std::ffi::OsStr::from_bytes(b"fo\xff"));
+    fs::create_dir(&folder).unwrap();
+    let error = DocumentsConfig::new(&folder).unwrap_err();
+    assert!(
+        error.to_string().contains("is not UTF-8") && error.hint().unwrap().starts_with("rename the folder"),
+        "{error}"
+    );
+}
+
 fn name(path: &Path) -> String {
     path.file_name().unwrap().to_str().unwrap().to_string()
 }

@@ -90,6 +90,11 @@ fn read_text(file: &Path) -> Result<String> {
 
 fn read(file: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |source| Error::Read { file: file.to_path_buf(), source };
+    // Before it is opened: of a pipe that would wait for who writes to it.
+    let found = fs::metadata(file).map_err(failed)?;
+    if !found.is_file() && !found.is_dir() {
+        return Err(Error::Malformed { file: file.to_path_buf(), reason: "not a file".into() });
+    }
     let open = fs::File::open(file).map_err(failed)?;
     let bytes = open.metadata().map_err(failed)?.len();
     if bytes > limit {

@@ -370,6 +370,30 @@ pub(crate) fn square_sums(w: Elements, k: usize, sums: &mut [f32]) {
 mod tests {
     use super::*;
 
+    /// Of numbers whose mean is far larger than their deviation, too, where the mean of squares less the square of the mean would be noise.
+    #[test]
+    fn the_variance_of_a_layer_norm_is_that_of_what_the_mean_leaves() {
+        for (width, mean) in [(1, 0.0), (5, 300.0), (64, -4e3), (100, 0.5), (384, 1e4), (1000, -1e3)] {
+            let random =
+                |seed| mc_testkit::random(seed, width, candle_core::DType::F32).to_vec1::<f32>().expect("numbers");
+            let (x, w, b): (Vec<f32>, _, _) = (random(1).iter().map(|x| x + mean).collect(), random(2), random(3));
+            let wide: Vec<f64> = x.iter().copied().map(f64::from).collect();
+            let of_mean = wide.iter().sum::<f64>() / width as f64;
+            let variance = wide.iter().map(|x| (x - of_mean).powi(2)).sum::<f64>() / width as f64;
+            for b in [None, Some(&b[..])] {
+                let mut y = vec![f32::NAN; width];
+                layer_norm(&x, &w, b, 1e-5, &mut y);
+                for (i, y) in y.iter().enumerate() {
+                    let normal = (wide[i] - of_mean) / (variance + 1e-5).sqrt();
+                    let expected = normal * f64::from(w[i]) + b.map_or(0.0, |b| f64::from(b[i]));
+                    // The mean is off by what f32 has of numbers of its size.
+                    let most = 1e-5 + f64::from(mean.abs()) * 2e-6;
+                    assert!((f64::from(*y) - expected).abs() < most, "{width} {mean}: {y}, expected {expected}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_normal_distribution_is_within_its_stated_error() {
         for i in -120_000..=120_000 {

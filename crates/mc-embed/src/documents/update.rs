@@ -120,8 +120,12 @@ impl DocumentIndex {
             kept.insert(file.name);
             observe(progress);
         }
-        let unreadable: Vec<_> =
-            update.skipped.iter().filter(|s| matches!(s.reason, SkipReason::Unreadable(_))).map(|s| &s.path).collect();
+        let unreadable: Vec<_> = update
+            .skipped
+            .iter()
+            .filter(|s| matches!(s.reason, SkipReason::Unreadable(_) | SkipReason::IgnoreFile(_)))
+            .map(|s| &s.path)
+            .collect();
         let for_now = |name: &&String| unreadable.iter().any(|path| self.path(name).starts_with(path));
         kept.extend(known.keys().filter(for_now).cloned());
         if kept.is_empty() && !known.is_empty() {

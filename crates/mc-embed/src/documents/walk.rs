@@ -5,13 +5,16 @@ use ignore::WalkBuilder;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::UNIX_EPOCH,
 };
 
 /// Larger files are data, not something to read.
 const MAX_READ: u64 = 64 << 20;
+/// Bytes of a `.gitignore`.
+const MAX_IGNORE: u64 = 1 << 20;
 
 /// A file that may be indexed.
 #[derive(Debug)]
@@ -74,6 +77,8 @@ pub enum SkipReason {
     TooLarge,
     /// What the system said when it was read.
     Unreadable(String),
+    /// A folder whose `.gitignore` or `.ignore` cannot be read, so that nobody knows what in it is to be left out.
+    IgnoreFile(String),
 }
 
 impl std::fmt::Display for SkipReason {
@@ -85,12 +90,13 @@ impl std::fmt::Display for SkipReason {
             Self::NotUtf8 => f.write_str("not UTF-8"),
             Self::TooLarge => write!(f, "larger than {} MiB", MAX_READ >> 20),
             Self::Unreadable(why) => f.write_str(why),
+            Self::IgnoreFile(what) => write!(f, "a folder whose {what}"),
         }
     }
 }
 
-/// The files with these extensions, sorted by name, and what was left out. Files with other extensions, hidden ones, what
-/// `.gitignore` and `.ignore` name, and the directory `except` are not mentioned.
+/// The files with these extensions, sorted by name, and what was left out, such as a folder whose `.gitignore` cannot be read. Files with
+/// other extensions, hidden ones, what `.gitignore` and `.ignore` name, and the directory `except` are not mentioned.
 pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Result<(Vec<TextFile>, Vec<Skipped>)> {
     let wanted = |path: &Path| {
         let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
@@ -99,12 +105,24 @@ pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Resul
     // Of the folder itself the walk would go on without it.
     fs::read_dir(folder).map_err(Error::io(folder))?;
     let except = except.canonicalize().map_err(Error::io(except))?;
+    if let Err(reason) = check_ignore_files(folder) {
+        return Ok((vec![], vec![Skipped { path: folder.into(), reason }]));
+    }
     let (mut files, mut skipped) = (vec![], vec![]);
+    let odd_folders = Arc::new(Mutex::new(vec![]));
     // What the folder holds says what is read of it, not what lies above it or what its user ignores elsewhere.
     let mut builder = WalkBuilder::new(folder);
     builder.require_git(false).parents(false).git_global(false).git_exclude(false);
-    let entries = builder.filter_entry(move |e| e.path() != except).build();
-    for entry in entries {
+    let odd = odd_folders.clone();
+    let enters = move |entry: &ignore::DirEntry| {
+        let is_folder = entry.file_type().is_some_and(|kind| kind.is_dir());
+        if let (true, Err(reason)) = (is_folder && entry.path() != except, check_ignore_files(entry.path())) {
+            odd.lock().unwrap_or_else(PoisonError::into_inner).push(Skipped { path: entry.path().into(), reason });
+            return false;
+        }
+        entry.path() != except
+    };
+    for entry in builder.filter_entry(enters).build() {
         let entry = match entry {
             Ok(entry) => entry,
             Err(e) => {
@@ -127,9 +145,37 @@ pub(super) fn walk(folder: &Path, extensions: &[String], except: &Path) -> Resul
             skip(SkipReason::NotAFile);
         }
     }
+    skipped.append(&mut odd_folders.lock().unwrap_or_else(PoisonError::into_inner));
     files.sort_by(|a, b| a.name.cmp(&b.name));
     skipped.sort_by(|a, b| a.path.cmp(&b.path));
     Ok((files, skipped))
+}
+
+/// Whether the files of a folder that name what is to be left out can be read: they are opened by whoever walks through it, who waits for a
+/// pipe, reads a device to its end, and passes over what it cannot read.
+fn check_ignore_files(folder: &Path) -> Result<(), SkipReason> {
+    for name in [".gitignore", ".ignore"] {
+        let wrong = |what: &dyn std::fmt::Display| Err(SkipReason::IgnoreFile(format!("{name} {what}")));
+        let path = folder.join(name);
+        match fs::metadata(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => return wrong(&format_args!("cannot be read: {e}")),
+            Ok(found) if !found.is_file() => return wrong(&"is not a file"),
+            Ok(found) if found.len() > MAX_IGNORE => {
+                return wrong(&format_args!("is larger than {} MiB", MAX_IGNORE >> 20));
+            }
+            Ok(_) => {}
+        }
+        let mut bytes = vec![];
+        let read = File::open(&path).and_then(|file| file.take(MAX_IGNORE).read_to_end(&mut bytes));
+        if let Err(e) = read {
+            return wrong(&format_args!("cannot be read: {e}"));
+        }
+        if std::str::from_utf8(&bytes).is_err() {
+            return wrong(&"is not UTF-8");
+        }
+    }
+    Ok(())
 }
 
 fn path_of(error: &ignore::Error) -> Option<&Path> {
