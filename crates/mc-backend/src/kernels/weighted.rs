@@ -3,8 +3,9 @@
 //!
 //! Columns stay in registers while all rows go by, so a column's products are added up in order: every form gives the same bits.
 
+#[cfg(target_arch = "x86_64")]
+use super::cpu;
 use super::{
-    cpu,
     dots::Number,
     simd::{Element, simd},
 };
