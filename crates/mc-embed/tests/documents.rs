@@ -339,7 +339,7 @@ fn a_folder_whose_gitignore_cannot_be_read_is_left_out() {
             let root = place.update().0;
             send.send((of_whole, seen, update.skipped, counts(&root), root.skipped)).unwrap();
         });
-        let (of_deep, seen, skipped, of_root, root) = receive.recv_timeout(Duration::from_secs(60)).unwrap();
+        let (of_deep, seen, skipped, of_root, root) = receive.recv_timeout(Duration::from_mins(1)).unwrap();
         assert_eq!((of_deep, seen), ([1, 0, 0, 1], vec!["new".to_string()]), "{expected}");
         let reason = SkipReason::IgnoreFile(format!("{name} {expected}"));
         assert_eq!(

@@ -46,6 +46,7 @@ pub(crate) fn pairs(x: &[f32], stride: usize, pairs: &mut [[u32; LANES]]) -> boo
 }
 
 /// Whether this CPU rounds in one instruction.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(super) fn has_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     let has = super::cpu::has_bf16() && is_x86_feature_detected!("avx512bw");

@@ -266,7 +266,7 @@ mod tests {
             let power = exp::POLYNOMIAL.iter().fold(0.0, |p, c| p * r + f64::from(*c));
             assert!((power / r.exp2() - 1.0).abs() < 2e-8, "{r}");
         }
-        let [least, largest] = [exp::LEAST, exp::LARGEST].map(|x| x.exp2());
+        let [least, largest] = [exp::LEAST, exp::LARGEST].map(f32::exp2);
         assert_eq!([f32::NEG_INFINITY, exp::LEAST.next_down(), exp::LEAST], [f32::NEG_INFINITY, -126.00001, -126.0]);
         assert_eq!([f32::NEG_INFINITY, -126.00001, -126.0].map(exp2), [0.0, 0.0, least]);
         assert_eq!([0.0, 1.0, 127.0, 127.00001, 1000.0].map(exp2), [1.0, 2.0, largest, largest, largest]);
