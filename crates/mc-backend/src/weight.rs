@@ -213,7 +213,8 @@ impl Weight {
     /// # Errors
     /// If the device has no memory for it.
     pub fn plain(&self, dtype: DType) -> Result<Self> {
-        Ok(Self { dtype, data: Data::Tensor(self.to_tensor(dtype)?), repeated: Arc::default(), ..self.clone() })
+        let (data, arithmetic) = (Data::Tensor(self.to_tensor(dtype)?), Arithmetic::F32);
+        Ok(Self { dtype, data, arithmetic, repeated: Arc::default(), ..self.clone() })
     }
 
     /// The same matrix in another dtype. On the CPU it is converted when somebody reads it, and until then takes no memory:

@@ -436,39 +436,72 @@ fn a_cache_of_another_shape_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A cache may keep keys and values in 16 bits: what comes out is that of the same numbers in f32, bit for bit.
+/// A cache may keep keys and values in 16 bits: what comes out is that of the same numbers in f32, bit for bit, whatever a query sees.
 #[test]
 fn a_cache_may_be_of_narrower_numbers() -> Result<()> {
+    let causal = || Attention { causal: true, ..Attention::default() };
+    let ways = [
+        causal(),
+        Attention { window: Some(7), ..causal() },
+        Attention { valid: Some(Arc::new([9..150, 40..149])), ..causal() },
+    ];
+    for (arithmetic, t, (way, how)) in [Arithmetic::F32, Arithmetic::BF16]
+        .into_iter()
+        .flat_map(|arithmetic| [1, 3, 20].map(|t| (arithmetic, t)))
+        .flat_map(|(arithmetic, t)| ways.iter().enumerate().map(move |way| (arithmetic, t, way)))
+    {
+        let half = Attending::new(SIZES[1].1, arithmetic, false, false)?;
+        let inputs = half.inputs((2, t), 3)?;
+        // Views that begin further on.
+        let narrow = |seed, dtype| x(seed, &[2, 155, 2, 10]).to_dtype(dtype)?.narrow(1, 5, 150);
+        let with = |k: DType, v: DType, wide: bool, composed: bool| {
+            let of_cache =
+                |seed, dtype| if wide { narrow(seed, dtype)?.to_dtype(DType::F32) } else { narrow(seed, dtype) };
+            let mut cache = |_: &Tensor, _: &Tensor| Ok((of_cache(1, k)?, of_cache(2, v)?));
+            let run = if composed { ops::composed::self_attention } else { ops::self_attention };
+            half.with(&inputs, how, |half| run(&inputs[0], half, Some(&mut cache)))
+        };
+        let whole = with(DType::F32, DType::F32, false, false)?;
+        for dtype in [DType::F16, DType::BF16] {
+            let found = with(dtype, dtype, false, false)?;
+            let same = |other: &Tensor| Ok::<_, candle_core::Error>(numbers(&found)? == numbers(other)?);
+            assert!(same(&with(dtype, dtype, true, false)?)?, "{arithmetic:?} {dtype:?} {t} {way}");
+            // Products of many queries round to bf16 themselves.
+            let as_good = arithmetic == Arithmetic::BF16 && dtype == DType::BF16 && t > FEW && has_bf16()?;
+            assert!(same(&whole)? == as_good, "{arithmetic:?} {dtype:?} {t} {way}");
+            let most = if arithmetic == Arithmetic::F32 { 1e-5 } else { 0.05 };
+            let plain = with(dtype, dtype, false, true)?;
+            assert_close(&format!("{dtype:?} {t} {way}"), &found, &plain, Tolerance::absolute(most));
+        }
+        for (k, v) in
+            [(DType::F16, DType::F32), (DType::F16, DType::BF16), (DType::U32, DType::U32), (DType::F64, DType::F64)]
+        {
+            for composed in [false, true] {
+                let error = with(k, v, false, composed).unwrap_err().to_string();
+                assert!(error.contains(&format!("keys in {k:?} and values in {v:?}")), "{error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a pass reads into an empty cache it sees as it was computed.
+#[test]
+fn the_first_pass_sees_what_it_computed() -> Result<()> {
     let causal = Attention { causal: true, ..Attention::default() };
-    let shape = [2, 150, 2, 10];
     for arithmetic in [Arithmetic::F32, Arithmetic::BF16] {
         let half = Attending::new(SIZES[1].1, arithmetic, false, false)?;
         for t in [1, 3, 20] {
             let inputs = half.inputs((2, t), 3)?;
-            let with = |k: DType, v: DType, wide: bool| {
-                let narrow = |seed, dtype| {
-                    let x = x(seed, &shape).to_dtype(dtype)?;
-                    if wide { x.to_dtype(DType::F32) } else { Ok(x) }
-                };
-                let mut cache = |_: &Tensor, _: &Tensor| Ok((narrow(1, k)?, narrow(2, v)?));
-                half.with(&inputs, &causal, |half| ops::self_attention(&inputs[0], half, Some(&mut cache)))
-            };
-            for dtype in [DType::F16, DType::BF16] {
-                let (narrow, wide) = (with(dtype, dtype, false)?, with(dtype, dtype, true)?);
-                assert!(numbers(&narrow)? == numbers(&wide)?, "{arithmetic:?} {dtype:?} {t}");
-                // Products of many queries round to bf16 themselves.
-                let as_good = arithmetic == Arithmetic::BF16 && dtype == DType::BF16 && t > FEW && has_bf16()?;
-                let whole = with(DType::F32, DType::F32, false)?;
-                assert!((numbers(&narrow)? == numbers(&whole)?) == as_good, "{arithmetic:?} {dtype:?} {t}");
-                let mut cache =
-                    |_: &Tensor, _: &Tensor| Ok((x(1, &shape).to_dtype(dtype)?, x(2, &shape).to_dtype(dtype)?));
-                let plain = half
-                    .with(&inputs, &causal, |half| ops::composed::self_attention(&inputs[0], half, Some(&mut cache)))?;
-                let most = if arithmetic == Arithmetic::F32 { 1e-5 } else { 0.05 };
-                assert_close(&format!("{dtype:?} {t}"), &narrow, &plain, Tolerance::absolute(most));
+            for run in [ops::self_attention, ops::composed::self_attention] {
+                let mut cache = |k: &Tensor, v: &Tensor| Ok((k.to_dtype(DType::F16)?, v.to_dtype(DType::F16)?));
+                let cached = half.with(&inputs, &causal, |half| run(&inputs[0], half, Some(&mut cache)))?;
+                let whole = half.with(&inputs, &causal, |half| run(&inputs[0], half, None))?;
+                if t > FEW {
+                    assert!(numbers(&cached)? == numbers(&whole)?, "{arithmetic:?} {t}");
+                }
+                assert_close("cached", &cached, &whole, Tolerance::absolute(1e-5));
             }
-            let error = with(DType::F16, DType::F32, false).unwrap_err().to_string();
-            assert!(error.contains("keys in F16 and values in F32"), "{error}");
         }
     }
     Ok(())

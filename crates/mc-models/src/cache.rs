@@ -2,12 +2,16 @@
 //!
 //! One buffer per layer, `(b, kv_heads, capacity, head_dim)`: only the grouped heads are stored, and growing doubles it.
 //! Each head's tokens lie one after the other, so that a product of matrices can read them where they are. On the CPU they are kept in
-//! `f16` where products round to `bf16` (docs/adr/0013-caches-in-f16.md).
+//! `f16` where products round to `bf16` (docs/adr/0013-caches-in-f16.md). A layer with numbers that are too large for that goes on in `f32`, with
+//! all that is in it, rows beside that one and whatever follows a [`KVCache::truncate`] included.
 //! Between passes all layers hold the same tokens; a pass that finds it otherwise is refused.
 
 use crate::ModelConfig;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use mc_backend::ops::{cache_dtype, to_f16};
+use mc_backend::{
+    computation::Products,
+    ops::{cache_dtype, to_f16},
+};
 
 /// What the buffers of a cache may take at most: 1 TiB, so that a mistaken size is an error and no product overflows.
 const MAX_BYTES: usize = 1 << 40;
@@ -67,7 +71,11 @@ impl KVCache {
     /// # Errors
     /// If a size is 0, or the buffers would exceed 1 TiB or what the device has.
     pub fn new(model: &dyn crate::CausalLM, config: KVCacheConfig) -> Result<Self> {
-        let dtype = cache_dtype(model.dtype(), model.computation(), model.device());
+        let products =
+            (0..model.sites().len()).filter_map(|i| Some(model.projection(i)?.weight.computation().products));
+        // If one rounds nothing, the cache does not either.
+        let products = products.reduce(|all, one| if one == Products::BF16 { all } else { one });
+        let dtype = cache_dtype(model.dtype(), products.unwrap_or(Products::F32), model.device());
         Self::with_sizes(model.config(), dtype, model.device(), config)
     }
 
@@ -182,11 +190,9 @@ impl KVCache {
             if let (Some(halves_of_k), Some(halves_of_v)) = (to_f16(&k)?, to_f16(&v)?) {
                 (k, v) = (halves_of_k, halves_of_v);
             } else {
-                tracing::warn!(
-                    "keys or values of layer {index} are beyond 65,504, the largest number of f16: the cache keeps it in f32"
-                );
                 check_size(layers, layer.k.dims4()?, DType::F32)?;
                 (layer.k, layer.v) = (layer.k.to_dtype(DType::F32)?, layer.v.to_dtype(DType::F32)?);
+                tracing::warn!("keys or values of layer {index} are too large for f16: the cache keeps it in f32");
             }
         }
         layer.k.slice_set(&k, 2, layer.len)?;
@@ -268,7 +274,9 @@ mod tests {
                 assert_eq!(values(&k.to_dtype(DType::F32)?), values(&halves(&first)?));
                 assert_eq!(values(&v.to_dtype(DType::F32)?), values(&halves(&second)?));
             }
+            let mut copy = cache.try_clone()?;
             let size = cache.size_in_bytes();
+            assert_eq!(copy.size_in_bytes(), size);
             assert_eq!(size, 2 * 2 * 2 * 4 * 2 * 4 * 2);
             // With growth on the way.
             let mut next = [tokens(3, 2), tokens(4, 2)];
@@ -284,6 +292,11 @@ mod tests {
                     let all = Tensor::cat(&[&halves(before)?, &next], 1)?;
                     assert_eq!(values(&found.to_dtype(DType::F32)?), values(&all), "{large:?} {layer}");
                 }
+            }
+            for layer in 0..2 {
+                let (k, _) = copy.append(layer, &second, &second)?;
+                let all = Tensor::cat(&[&halves(&first)?, &halves(&second)?], 1)?;
+                assert_eq!((k.dtype(), values(&k.to_dtype(DType::F32)?)), (DType::F16, values(&all)));
             }
             assert_eq!(cache.size_in_bytes(), if large.is_some() { 4 * size } else { 2 * size });
             let said = warnings.take();

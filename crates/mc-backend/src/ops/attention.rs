@@ -79,13 +79,15 @@ impl RelativeBias {
 /// `softmax(q·kᵀ·scale)·v`: q `(b, tq, heads, d)`, k and v `(b, tk, kv_heads, d)` → `(b, tq, heads, d)`.
 ///
 /// Head h of q reads key-value head `h / (heads / kv_heads)`. A query that sees no key gives zeros. k and v may be
-/// views into a cache: only their last dimension has to be dense.
+/// views into a cache: only their last dimension has to be dense. They have the dtype of q, or both `f16` or `bf16`.
 ///
 /// # Errors
-/// If the shapes do not fit each other, or `heads` is no multiple of `kv_heads`.
+/// If the shapes or dtypes do not fit each other, or `heads` is no multiple of `kv_heads`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
     let shape = check(q, k, v, how)?;
-    if ![q, k, v].into_iter().all(kernels::serve) {
+    // Read as they are, without a gradient.
+    let narrow = k.dtype() != q.dtype() && kernels::serve(q) && ![q, k, v].into_iter().any(Tensor::track_op);
+    if !narrow && ![q, k, v].into_iter().all(kernels::serve) {
         return composed(q, k, v, how);
     }
     let arithmetic = Arithmetic::F32;
@@ -101,6 +103,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<
             kernel::forward(&shape, &packed, (b, tile), q, out, sums);
         });
     })?;
+    if narrow {
+        return Tensor::from_vec(out, q.shape(), q.device());
+    }
     let saved = [q.detach(), k.detach(), v.detach()];
     graft([&q, &k, &v], Value::cpu(out, q.shape()), move |g| {
         let [q, k, v] = &saved;
@@ -126,6 +131,7 @@ const TILE: usize = 128;
 /// [`attention`] of candle's ops, in tiles of 128 queries; the backward pass computes probabilities again.
 pub fn composed(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<Tensor> {
     let shape = check(q, k, v, how)?;
+    let (k, v) = (&k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?);
     let saved = [q.detach(), k.detach(), v.detach()];
     let out = {
         let (keys, values) = (by_head(&saved[1])?, by_head(&saved[2])?);
@@ -320,6 +326,9 @@ pub(super) fn with_views<const N: usize, R>(
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention) -> Result<kernel::Shape> {
     if k.dims() != v.dims() {
         bail!("attention of keys {:?} and values {:?}", k.shape(), v.shape())
+    }
+    if k.dtype() != v.dtype() || k.dtype() != q.dtype() && !matches!(k.dtype(), DType::F16 | DType::BF16) {
+        bail!("attention of queries in {:?}, keys in {:?} and values in {:?}", q.dtype(), k.dtype(), v.dtype())
     }
     shape(q.dims4()?, k.dims4()?, how)
 }

@@ -22,7 +22,7 @@ use crate::{
         tile::Start,
     },
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
@@ -62,7 +62,7 @@ impl std::fmt::Debug for SelfAttention<'_> {
     }
 }
 
-/// Takes the keys and values of new tokens, `(b, t, kv_heads, d)` each, and gives back those of all tokens, in a dtype of 16 bits or as they came.
+/// Takes the keys and values of new tokens, `(b, t, kv_heads, d)` each, and gives back those of all tokens, as they came or both in `f16` or `bf16`.
 pub type Append<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<(Tensor, Tensor)> + 'a;
 
 /// `x + o(attention(…))`: x `(b, t, hidden)` → `(b, t, hidden)`. Gradients go to `x` and to the trained parts.
@@ -107,15 +107,19 @@ fn unfused(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>, ops: &Ops)
     };
     let [q_norm, k_norm] = s.head_norms.map_or([None, None], |n| n.map(Some));
     let (q, k, v) = (turned(q, q_norm)?, turned(k, k_norm)?, heads(v)?);
-    let (k, v) = match cache {
-        // It may keep them in fewer bits.
-        Some(append) => append(&k, &v).and_then(|(k, v)| Ok((k.to_dtype(q.dtype())?, v.to_dtype(q.dtype())?)))?,
-        None => (k, v),
-    };
+    let (k, v) = of_all(cache, k, v)?;
     let out = (ops.attention)(&q, &k, &v, &s.how)?.reshape((b, t, s.q.weight.rows()))?;
     let out = ops.project(s.project, Side::Out, &[&s.o], &out)?;
     let [out] = out.as_slice() else { bail!("{} projections for o", out.len()) };
     x + out
+}
+
+/// Keys and values of all tokens. Where those are the new ones alone they are as they were computed, though a cache keeps them in fewer bits.
+fn of_all(cache: Option<&mut Append>, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+    let Some(append) = cache else { return Ok((k, v)) };
+    let (all_k, all_v) = append(&k, &v)?;
+    let new_alone = all_k.dtype() != k.dtype() && all_k.dims() == k.dims() && all_v.dims() == v.dims();
+    Ok(if new_alone { (k, v) } else { (all_k, all_v) })
 }
 
 fn check(x: &Tensor, s: &SelfAttention) -> Result<Table> {
@@ -291,15 +295,12 @@ impl Block {
             Tensor::from_vec(numbers, (b, t, columns.len() / d, d), x.device())
         };
         let (k, v) = (part(&self.columns[1])?, part(&self.columns[2])?);
-        let (k, v) = match cache {
-            Some(append) => append(&k, &v)?,
-            None => (k, v),
-        };
+        let (k, v) = of_all(cache, k, v)?;
         let expected = (b, k.dim(1)?, self.columns[1].len() / d, d);
         if k.dims4()? != expected || v.dims4()? != expected {
             bail!("a cache gave keys {:?} and values {:?}, expected {expected:?} of both", k.shape(), v.shape())
         }
-        if k.dtype() != v.dtype() {
+        if k.dtype() != v.dtype() || !matches!(k.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             bail!("a cache gave keys in {:?} and values in {:?}", k.dtype(), v.dtype())
         }
         let shape = self.shape(expected.1, how)?;
