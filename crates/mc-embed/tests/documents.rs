@@ -365,12 +365,15 @@ fn a_folder_whose_gitignore_cannot_be_read_is_left_out() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn a_folder_whose_path_is_no_text_is_refused() {
     use std::os::unix::ffi::OsStrExt;
     let place = Place::new(&[("a.md", "alpha")]);
     let folder = place.dir.path().join(std::ffi::OsStr::from_bytes(b"fo\xff"));
-    fs::create_dir(&folder).unwrap();
+    if fs::create_dir(&folder).is_err() {
+        // Some systems have no such names.
+        return;
+    }
     let error = DocumentsConfig::new(&folder).unwrap_err();
     assert!(
         error.to_string().contains("is not UTF-8") && error.hint().unwrap().starts_with("rename the folder"),
