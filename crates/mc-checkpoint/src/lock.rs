@@ -1,6 +1,6 @@
 //! The right to write into a directory, which one at a time has. Knows nothing of what is written.
 
-use crate::{Error, Result};
+use crate::{Error, Result, read::look};
 use std::{
     fs::{File, TryLockError},
     io,
@@ -15,7 +15,7 @@ impl Lock {
     /// Locks the file at `path`, which is made if it is not there; `None` if somebody else has it locked.
     ///
     /// # Errors
-    /// If the file cannot be made or opened, or, of the kind [`io::ErrorKind::Unsupported`], its file system has no locks.
+    /// If it is no file, or cannot be made or opened, or, of the kind [`io::ErrorKind::Unsupported`], its file system has no locks.
     ///
     /// ```
     /// let dir = tempfile::tempdir()?;
@@ -25,6 +25,7 @@ impl Lock {
     /// ```
     pub fn take(path: impl AsRef<Path>) -> Result<Option<Self>> {
         let path = path.as_ref();
+        look(path)?;
         let file = File::options().create(true).truncate(false).write(true).open(path).map_err(Error::io(path))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),

@@ -3,12 +3,11 @@
 use crate::{
     Error, Result, SafeTensors, WeightSource,
     peft::{ADAPTER_CONFIG, MLX_WEIGHTS},
+    read_limited,
 };
 use serde_json::Value;
 use std::{
     borrow::Cow,
-    fs::File,
-    io::Read,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
@@ -19,9 +18,6 @@ pub(crate) const MODULES: &str = "modules.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
-
-/// Files that are read whole (JSON, templates, tokenizers) may have 64 MiB; the largest tokenizers known have half of it.
-const MAX_READ: u64 = 64 << 20;
 
 /// Files in memory: names and contents.
 type Files = &'static [(&'static str, &'static [u8])];
@@ -262,25 +258,6 @@ impl ModelDir {
     fn missing(&self, what: &str, hint: Option<String>) -> Error {
         Error::Missing { path: self.name.clone(), what: what.into(), hint }
     }
-}
-
-/// A file's content if it is there and not larger than 64 MiB; the limit holds even if the file grows meanwhile.
-pub(crate) fn read_limited(path: &Path) -> Result<Option<Vec<u8>>> {
-    // Before it is opened: of a pipe that would wait for who writes to it.
-    if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return Err(Error::invalid(&path.display().to_string(), "not a file"));
-    }
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path)(e)),
-    };
-    let mut content = vec![];
-    file.take(MAX_READ + 1).read_to_end(&mut content).map_err(Error::io(path))?;
-    if content.len() as u64 > MAX_READ {
-        return Err(Error::invalid(&path.display().to_string(), format!("larger than {} MiB", MAX_READ >> 20)));
-    }
-    Ok(Some(content))
 }
 
 /// Whether a name that a file gives is a relative path which cannot leave the directory it is in, on any system.

@@ -4,7 +4,7 @@ mod config;
 
 pub use config::{PeftConfig, TargetModules};
 
-use crate::{Error, Result, SafeTensors, WeightSource, model_dir::read_limited, save_safetensors, write_atomic};
+use crate::{Error, Result, SafeTensors, WeightSource, read_limited, save_safetensors, write_atomic};
 use candle_core::{DType, Device, Tensor};
 use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
@@ -56,8 +56,12 @@ impl PeftAdapter {
         };
         let path = dir.join(ADAPTER_CONFIG);
         let Some(text) = read_limited(&path)? else {
-            if !dir.is_dir() {
-                return Err(missing("no such directory", None));
+            match dir.metadata() {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => {
+                    return Err(missing("not a directory", Some("pass the directory that holds adapter_config.json")));
+                }
+                Err(_) => return Err(missing("no such directory", None)),
             }
             if dir.join(MLX_WEIGHTS).is_file() {
                 return Err(config::mlx(&dir.display().to_string()));

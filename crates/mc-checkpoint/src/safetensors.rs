@@ -77,7 +77,7 @@ impl SafeTensors {
     /// that the index gives.
     pub fn open_sharded(index: impl AsRef<Path>) -> Result<Self> {
         let index = index.as_ref();
-        let text = crate::model_dir::read_limited(index)?.ok_or_else(|| Error::Missing {
+        let text = crate::read_limited(index)?.ok_or_else(|| Error::Missing {
             path: index.display().to_string(),
             what: "no such file".into(),
             hint: None,
@@ -239,12 +239,7 @@ impl std::fmt::Debug for SafeTensors {
 }
 
 fn map(path: &Path) -> Result<Owner> {
-    // Before it is opened: of a pipe that would wait for who writes to it.
-    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
-    if !metadata.is_file() {
-        return Err(Error::invalid(&path.display().to_string(), "not a file"));
-    }
-    if metadata.len() == 0 {
+    if crate::read::look(path)?.is_some_and(|found| found.len() == 0) {
         return Err(Error::invalid(&path.display().to_string(), "empty file"));
     }
     let file = File::open(path).map_err(Error::io(path))?;

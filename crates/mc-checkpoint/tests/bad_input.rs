@@ -275,6 +275,13 @@ fn adapters() {
     check("no dir", &PeftAdapter::read("no/such", &CPU).unwrap_err(), "no/such: no such directory", "");
     let good = dir(&[config, ("adapter_model.safetensors", &good())]);
     assert!(PeftAdapter::read(good.path(), &CPU).is_ok(), "only what is wrong is refused");
+    let file = good.path().join("adapter_model.safetensors");
+    check(
+        "file",
+        &PeftAdapter::read(file, &CPU).unwrap_err(),
+        "adapter_model.safetensors: not a directory",
+        "adapter_config.json",
+    );
 }
 
 #[cfg(not(feature = "hub"))]

@@ -415,7 +415,7 @@ fn damage_is_said() {
     damage(&json, &edited("\"version\":2", "\"version\":3"), "format `metal-candle index` 3");
     damage(&json, &edited("\"dimensions\":4", "\"dimensions\":0"), "`dimensions` is 0");
     damage(&json, &edited("\"fingerprint\":[]", "\"fingerprint\":[1]"), "`fingerprint` has 1 numbers");
-    damage(&json, &vec![b' '; (16 << 20) + 1], "larger than 16 MiB");
+    damage(&json, &vec![b' '; (64 << 20) + 1], "larger than 64 MiB");
     damage(&rows, &rows_were[..rows_were.len() - 1], "bytes of tensors");
     damage(&rows, b"not a safetensors file", "header");
     damage(&rows, b"", "empty");

@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     Error, Result,
-    model_dir::{INDEX, MODULES, WEIGHTS, read_limited, stays_inside},
+    model_dir::{INDEX, MODULES, WEIGHTS, stays_inside},
     peft::{ADAPTER_CONFIG, ADAPTER_WEIGHTS},
+    read_limited,
     safetensors::shards,
     write_atomic,
 };

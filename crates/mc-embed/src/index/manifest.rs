@@ -1,11 +1,11 @@
 //! `index.json`: what an index is, and which file holds its rows. Replacing it is what makes a change true.
 
 use super::{Error, IndexConfig, Result};
-use mc_checkpoint::{Lock, write_atomic};
+use mc_checkpoint::{Lock, read_limited, write_atomic};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Read, Write},
+    fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -14,8 +14,6 @@ const LOCK: &str = "lock";
 pub(super) const FORMAT: &str = "metal-candle index";
 /// Readers refuse any other.
 pub(super) const VERSION: u32 = 2;
-/// A configuration with a vector in it is a few dozen KB.
-const MAX_READ: u64 = 16 << 20;
 
 /// What `index.json` says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,18 +49,13 @@ impl Manifest {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let no_index = |what| Err(Error::NoIndex { dir: dir.into(), what });
         let path = dir.join(NAME);
-        let mut text = vec![];
-        check_kind(&path)?;
-        match File::open(&path) {
-            Ok(file) => file.take(MAX_READ + 1).read_to_end(&mut text).map_err(Error::io(&path))?,
-            Err(e) if e.kind() == ErrorKind::NotFound && dir.is_dir() => return no_index("no index.json"),
-            Err(e) if e.kind() == ErrorKind::NotFound => return no_index("no such directory"),
-            Err(e) if e.kind() == ErrorKind::NotADirectory => return no_index("a file, not a directory"),
-            Err(e) => return Err(Error::io(&path)(e)),
+        let Some(text) = read_limited(&path)? else {
+            return match dir.metadata() {
+                Ok(found) if found.is_dir() => no_index("no index.json"),
+                Ok(_) => no_index("a file, not a directory"),
+                Err(_) => no_index("no such directory"),
+            };
         };
-        if text.len() as u64 > MAX_READ {
-            return Err(Error::invalid(&path, format!("larger than {} MiB", MAX_READ >> 20)));
-        }
         let json = |source| mc_checkpoint::Error::Json { file: path.display().to_string(), source };
         let head: Head = serde_json::from_slice(&text).map_err(json)?;
         if head.format != FORMAT || head.version != VERSION {
@@ -109,14 +102,6 @@ pub(super) fn delete(dir: &Path, _: Lock) -> Result<()> {
     fs::remove_file(&path).map_err(Error::io(&path))
 }
 
-/// Refuses what is there and no file, before it is opened: a pipe would wait for who writes to it.
-fn check_kind(path: &Path) -> Result<()> {
-    match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(Error::invalid(path, "not a file")),
-        _ => Ok(()),
-    }
-}
-
 /// Whether this is the name of a file of rows, or what [`write_atomic`] calls an unfinished file.
 fn is_left_over(name: &str) -> bool {
     let rows = name.strip_prefix("rows-").and_then(|name| name.strip_suffix(".safetensors"));
@@ -152,6 +137,5 @@ pub(super) fn make_directory(dir: &Path) -> Result<Lock> {
 /// The right to write into the directory of an index.
 pub(super) fn lock(dir: &Path) -> Result<Lock> {
     let path = dir.join(LOCK);
-    check_kind(&path)?;
     Lock::take(&path)?.ok_or_else(|| Error::Busy { dir: dir.into(), what: "another run is writing this index" })
 }
