@@ -11,7 +11,7 @@ use metal_candle::{
         Arithmetic, Weight, in_pool,
         ops::{self, Attention, FeedForward, Linear, Lora, Rope, SelfAttention},
     },
-    candle_core::{Device, Result, Tensor, Var},
+    candle_core::{DType, Device, Result, Tensor, Var},
 };
 use std::{hint::black_box, sync::Barrier, time::Instant};
 
@@ -142,10 +142,16 @@ fn reads(note: Note) -> Result<()> {
     })?;
     // So many keys that they do not stay in the cache.
     let keys = 64 * 1024;
-    let (q, k, v) = (noise(&[1, 1, heads, width])?, noise(&[1, keys, kv, width])?, noise(&[1, keys, kv, width])?);
-    note("`attention`, one query over 65,536 keys", (2 * 4 * keys * kv * width) as f64, &|| {
-        ops::attention(&q, &k, &v, &Attention { causal: true, ..Attention::default() }).map(drop)
-    })?;
+    let q = noise(&[1, 1, heads, width])?;
+    for (dtype, name) in [(DType::F32, "`f32`"), (DType::F16, "`f16`")] {
+        // As a cache keeps them.
+        let kept = || noise(&[1, kv, keys, width])?.to_dtype(dtype)?.transpose(1, 2);
+        let (k, v) = (kept()?, kept()?);
+        let what = format!("`attention`, one query over 65,536 keys in {name}");
+        note(&what, (2 * dtype.size_in_bytes() * keys * kv * width) as f64, &|| {
+            ops::attention(&q, &k, &v, &Attention { causal: true, ..Attention::default() }).map(drop)
+        })?;
+    }
     let (x, norm) = (noise(&[ROWS, d])?, noise(&[d])?);
     note("`rms_norm` of 32,768 rows", (2 * 4 * x.elem_count()) as f64, &|| ops::rms_norm(&x, &norm, 1e-5).map(drop))?;
     note("`swiglu` of 32,768 rows", (3 * 4 * x.elem_count()) as f64, &|| ops::swiglu(&x, &x).map(drop))

@@ -19,13 +19,22 @@ parser.add_argument("model")
 parser.add_argument("--prompt", type=int, default=512)
 parser.add_argument("--gen", type=int, default=128)
 parser.add_argument("--start")
+parser.add_argument("--flash-attn", action="store_true")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--repeat", type=int, default=5)
 args = parser.parse_args()
 
 context = 512 if args.start else args.prompt + args.gen
 begin = time.perf_counter()
-model = Llama(args.model, n_ctx=context, n_batch=512, n_threads=args.threads, n_threads_batch=args.threads, verbose=False)
+model = Llama(
+    args.model,
+    n_ctx=context,
+    n_batch=512,
+    n_threads=args.threads,
+    n_threads_batch=args.threads,
+    flash_attn=args.flash_attn,
+    verbose=False,
+)
 if args.start:
     model.eval(model.tokenize(args.start.encode()))
     first = model.sample(temp=0.0)

@@ -43,7 +43,7 @@ inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 losses, seconds = [], []
 for _ in range(args.repeat + 1):
     begin = time.perf_counter()
-    loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+    loss = model(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()

@@ -485,6 +485,41 @@ fn a_cache_may_be_of_narrower_numbers() -> Result<()> {
     Ok(())
 }
 
+/// Whatever keeps keys and values: no gradient reaches them, the first pass included, and what is neither as it came nor of 16 bits is refused.
+#[test]
+fn a_cache_lets_no_gradient_through() -> Result<()> {
+    let causal = Attention { causal: true, ..Attention::default() };
+    let half = Attending::new(SIZES[1].1, Arithmetic::F32, false, false)?;
+    for t in [1, 4, 20] {
+        let inputs = half.inputs((2, t), 3)?;
+        let gradient = |kept: (DType, DType)| {
+            let x = Var::from_tensor(&inputs[0])?;
+            let mut cache = |k: &Tensor, v: &Tensor| Ok((k.detach().to_dtype(kept.0)?, v.detach().to_dtype(kept.1)?));
+            let y = half.with(&inputs, &causal, |half| ops::self_attention(&x, half, Some(&mut cache)))?;
+            let gradients = y.sqr()?.sum_all()?.backward()?;
+            Ok::<_, candle_core::Error>(gradients.get(&x).expect("a gradient").clone())
+        };
+        let expected = gradient((DType::F32, DType::F32))?;
+        for kept in [DType::F16, DType::BF16] {
+            let what = format!("{kept:?} {t}");
+            assert_close(&what, &gradient((kept, kept))?, &expected, Tolerance { absolute: 1e-5, relative: 1e-5 });
+        }
+        for kept in [(DType::F16, DType::F32), (DType::BF16, DType::F16), (DType::F64, DType::F64)] {
+            let error = gradient(kept).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("a cache gave keys in {:?} and values in {:?}", kept.0, kept.1)),
+                "{error}"
+            );
+        }
+    }
+    // Of its own dtype, what it gives is what is attended to.
+    let inputs = half.inputs((2, 12), 3)?;
+    let mut zeros = |k: &Tensor, v: &Tensor| Ok((k.zeros_like()?, v.zeros_like()?));
+    let y = half.with(&inputs, &causal, |half| ops::self_attention(&inputs[0], half, Some(&mut zeros)))?;
+    assert_eq!(numbers(&y)?, numbers(&inputs[0])?);
+    Ok(())
+}
+
 /// What a pass reads into an empty cache it sees as it was computed.
 #[test]
 fn the_first_pass_sees_what_it_computed() -> Result<()> {

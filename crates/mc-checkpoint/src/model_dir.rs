@@ -137,7 +137,7 @@ impl ModelDir {
             return Err(Error::invalid(&self.name, format!("file `{name}` is outside the directory")));
         }
         match &self.place {
-            Place::Disk(path) => Ok(read_limited(&path.join(name))?.map(Cow::Owned)),
+            Place::Disk(path) => Ok(read_limited(path.join(name))?.map(Cow::Owned)),
             Place::Memory(_) => Ok(self.embedded_file(name).map(Cow::Borrowed)),
         }
     }

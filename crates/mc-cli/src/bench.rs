@@ -190,9 +190,6 @@ impl Bench<'_> {
 
     fn train(&self, adapter: LoRAAdapterConfig) -> Result<Report> {
         let (rows, seq) = (self.args.batch as usize, self.args.seq as usize);
-        // The last token of a row is only predicted.
-        let row = |row| Example::new(self.tokens(row as u64, seq + 1), vec![true; seq + 1]);
-        let batch = [Batch::new(&(0..rows).map(row).collect::<Vec<_>>())];
         let adapter = LoRAAdapter::new(&**self.model, adapter)?;
         let trained = adapter.num_parameters();
         let config = TrainingConfig {
@@ -202,6 +199,10 @@ impl Bench<'_> {
             ..TrainingConfig::default()
         };
         let mut trainer = Trainer::new(self.model.clone(), adapter, config)?;
+        trainer.check_room(rows.saturating_mul(seq))?;
+        // The last token of a row is only predicted.
+        let row = |row| Example::new(self.tokens(row as u64, seq + 1), vec![true; seq + 1]);
+        let batch = [Batch::new(&(0..rows).map(row).collect::<Vec<_>>())];
         self.global.say("warming up");
         let first = trainer.step(&batch)?.loss;
         let (mut speeds, mut last) = (vec![], first);
@@ -211,6 +212,12 @@ impl Bench<'_> {
             speeds.push(per_second(rows * seq, begin.elapsed()));
             let (repeat, speed) = (self.args.repeat, speeds[speeds.len() - 1]);
             self.global.say(format!("run {i}/{repeat}: loss {last:.4}, {speed:.1} tokens/s"));
+        }
+        if let Some(loss) = [first, last].into_iter().find(|loss| !loss.is_finite()) {
+            return Err(wrong(
+                format!("the loss is {loss}: what was timed is no training"),
+                "the model's weights have numbers that are not finite, or are too large",
+            ));
         }
         let mut facts = Map::new();
         facts.insert("batch".into(), json!(rows));

@@ -4,7 +4,7 @@
 //! and their dispatches are counted; the difference is a block. `f16` stands for `bf16`, for which candle's product on
 //! the CPU makes buffers of its own.
 
-use crate::{AdamW, AdamWConfig, Batch, Differentiated, Supervised, backward, trainer::read_at_once};
+use crate::{AdamW, AdamWConfig, Batch, Trainer, TrainingConfig, trainer::read_at_once};
 use candle_core::{DType, Device, Result, Tensor};
 use mc_backend::{Weight, in_pool};
 use mc_checkpoint::WeightSource;
@@ -12,6 +12,7 @@ use mc_lora::{LoRAAdapter, LoRAAdapterConfig};
 use mc_models::{Adapter, CausalLM, Decoder, KVCache, KVCacheConfig, ModelConfig, Pass};
 use mc_testkit::{CountingAllocator, count_dispatches, random};
 use serde_json::json;
+use std::sync::Arc;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -100,28 +101,27 @@ fn adapter(model: &dyn CausalLM) -> LoRAAdapter {
 
 /// A step on two rows of 7 tokens, with an adapter at every projection.
 fn train(blocks: usize) -> Result<usize> {
-    let model = model(blocks);
-    let adapter = adapter(&model);
-    let mut optimizer = AdamW::new(adapter.variables(), 1e-3, AdamWConfig::default()).unwrap();
+    let model = Arc::new(model(blocks));
+    let adapter = adapter(&*model);
+    let variables = adapter.variables().to_vec();
+    let mut optimizer = AdamW::new(&variables, 1e-3, AdamWConfig::default()).unwrap();
+    let mut trainer = Trainer::new(model, adapter, TrainingConfig::default()).unwrap();
     let positions: Vec<u32> = (0..14).filter(|i| i % 3 > 0).collect();
     let targets = positions.iter().map(|i| i * 5 % 90).collect();
     let batch = Batch { ids: (20..34).collect(), shape: (2, 7), positions, targets, tokens: 14 };
-    let mut step = |index: u64| {
-        let pass = adapter.training_pass(0, index);
-        let scale = 1.0 / batch.targets.len() as f64;
-        let what = Differentiated { model: &model, adapter: &pass, objective: &Supervised, scale };
-        let (loss, grads) = backward(&what, &batch)?;
-        let gradient = optimizer.parameters().gradient(&grads).unwrap();
+    // The trainer's own passes; its optimizer would take the CPU's way.
+    let mut step = || {
+        let (loss, gradient) = trainer.gradient(std::slice::from_ref(&batch)).unwrap();
         let read = read_at_once(&loss, &gradient)?;
         optimizer.step_composed(&gradient, 1.0).unwrap();
         Ok::<_, candle_core::Error>(read)
     };
-    step(0)?;
-    let (read, dispatches) = count_dispatches(|| step(1));
+    step()?;
+    let (read, dispatches) = count_dispatches(&mut step);
     let (loss, norm) = read?;
     assert!(loss.is_finite() && norm > 0.0, "{loss} {norm}");
     // Not seen: each variable's part of the flat gradient, but for the first, and each variable that is set.
-    Ok(dispatches + 2 * adapter.variables().len() - 1)
+    Ok(dispatches + 2 * variables.len() - 1)
 }
 
 /// When one falls, its number here falls with it; none may rise.

@@ -14,11 +14,21 @@ pub(crate) fn check_step(
     batches: &[Batch],
     available: Option<u64>,
 ) -> Result<()> {
+    let computed = batches.iter().filter(|b| !b.targets.is_empty());
+    let tokens = computed.map(|b| b.shape.0.saturating_mul(b.shape.1)).max().unwrap_or(0);
+    check_tokens(model, adapter, tokens, available)
+}
+
+/// [`check_step`] of a batch with so many tokens.
+pub(crate) fn check_tokens(
+    model: &dyn CausalLM,
+    adapter: &LoRAAdapter,
+    tokens: usize,
+    available: Option<u64>,
+) -> Result<()> {
     let first = adapter.layers().next().map(mc_lora::LoRALayer::path);
     let before = model.sites().iter().position(|site| Some(site.path.as_str()) == first).unwrap_or(0);
     let blocks = model.num_blocks() - before * model.num_blocks() / model.sites().len().max(1);
-    let computed = batches.iter().filter(|b| !b.targets.is_empty());
-    let tokens = computed.map(|b| b.shape.0.saturating_mul(b.shape.1)).max().unwrap_or(0);
     check_room(model, tokens, blocks, available)
 }
 

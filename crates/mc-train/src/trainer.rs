@@ -8,7 +8,7 @@ use crate::{
     evaluate::evaluate_with,
     fingerprint::Fingerprint,
     peak_memory_bytes,
-    room::check_step,
+    room::{check_step, check_tokens},
 };
 use candle_core::{DType, Tensor};
 use mc_backend::{KeptBuffers, Purpose, Stream, available_memory_bytes};
@@ -224,6 +224,23 @@ impl Trainer {
         if self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW { Ok(metrics) } else { Err(self.give_up(metrics.step)?) }
     }
 
+    /// Whether a step of so many tokens, padding included, has room in memory: for who has yet to make its batch.
+    ///
+    /// # Errors
+    /// If what the backward pass certainly needs is more than there is.
+    ///
+    /// ```
+    /// use mc_train::{Trainer, TrainingConfig};
+    /// # let model = mc_models::ModelLoader::new().load(concat!(env!("CARGO_MANIFEST_DIR"), "/../mc-testkit/golden/models/qwen2"))?;
+    /// # let adapter = mc_lora::LoRAAdapter::new(&*model, mc_lora::LoRAAdapterConfig::default())?;
+    /// let trainer = Trainer::new(model, adapter, TrainingConfig::default())?;
+    /// assert!(trainer.check_room(512).is_ok() && trainer.check_room(usize::MAX).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn check_room(&self, tokens: usize) -> Result<()> {
+        check_tokens(&*self.model, &self.adapter, tokens, available_memory_bytes())
+    }
+
     /// Whether there is memory for a step of these batches, before which this process has done none.
     fn check_first(&self, batches: &[Batch]) -> Result<()> {
         check_step(&*self.model, &self.adapter, batches, available_memory_bytes())
@@ -273,7 +290,7 @@ impl Trainer {
     }
 
     /// The loss and the flat gradient of batches together.
-    fn gradient(&mut self, batches: &[Batch]) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn gradient(&mut self, batches: &[Batch]) -> Result<(Tensor, Tensor)> {
         let count: usize = batches.iter().map(|b| self.objective.count(b)).sum();
         let mut sum: Option<(Tensor, Tensor)> = None;
         for batch in batches.iter().filter(|b| self.objective.count(b) > 0) {

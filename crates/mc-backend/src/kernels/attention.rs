@@ -153,8 +153,13 @@ impl<'a> View<'a> {
     }
 
     /// The vector at time `t` of one head in its elements.
-    fn row<'b, T>(&self, elements: &'b [T], (b, t, h): (usize, usize, usize), d: usize) -> &'b [T] {
-        &elements[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..][..d]
+    fn row<'b, T>(&self, elements: &'b [T], at: (usize, usize, usize), d: usize) -> &'b [T] {
+        &self.rows(elements, at).0[..d]
+    }
+
+    /// Its elements from the vector at time `t` of one head on, and how far the next one is.
+    fn rows<'b, T>(&self, elements: &'b [T], (b, t, h): (usize, usize, usize)) -> (&'b [T], usize) {
+        (&elements[b * self.strides[0] + t * self.strides[1] + h * self.strides[2]..], self.strides[1])
     }
 
     /// `n` rows of one head, from time `from` on, as the left side of a product: where they lie, if that can be read.

@@ -70,7 +70,7 @@ pub type Append<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<(Tensor, Tensor)> + 
 /// With `cache` the attention is over what that returns, and no gradient reaches what it was given.
 ///
 /// # Errors
-/// If the shapes do not fit each other, or the cache refuses.
+/// If the shapes do not fit each other, or the cache refuses or gives something else than [`Append`] says.
 pub fn self_attention(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>) -> Result<Tensor> {
     let table = check(x, s)?;
     let on_cpu = [x, s.norm].into_iter().chain(s.head_norms.into_iter().flatten());
@@ -118,8 +118,12 @@ fn unfused(x: &Tensor, s: &SelfAttention, cache: Option<&mut Append>, ops: &Ops)
 fn of_all(cache: Option<&mut Append>, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
     let Some(append) = cache else { return Ok((k, v)) };
     let (all_k, all_v) = append(&k, &v)?;
-    let new_alone = all_k.dtype() != k.dtype() && all_k.dims() == k.dims() && all_v.dims() == v.dims();
-    Ok(if new_alone { (k, v) } else { (all_k, all_v) })
+    let kept = all_k.dtype();
+    if kept != all_v.dtype() || kept != k.dtype() && !matches!(kept, DType::F16 | DType::BF16) {
+        bail!("a cache gave keys in {kept:?} and values in {:?}", all_v.dtype())
+    }
+    let new_alone = kept != k.dtype() && all_k.dims() == k.dims() && all_v.dims() == v.dims();
+    Ok(if new_alone { (k.detach(), v.detach()) } else { (all_k, all_v) })
 }
 
 fn check(x: &Tensor, s: &SelfAttention) -> Result<Table> {
@@ -299,9 +303,6 @@ impl Block {
         let expected = (b, k.dim(1)?, self.columns[1].len() / d, d);
         if k.dims4()? != expected || v.dims4()? != expected {
             bail!("a cache gave keys {:?} and values {:?}, expected {expected:?} of both", k.shape(), v.shape())
-        }
-        if k.dtype() != v.dtype() || !matches!(k.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-            bail!("a cache gave keys in {:?} and values in {:?}", k.dtype(), v.dtype())
         }
         let shape = self.shape(expected.1, how)?;
         let q = View::columns(Matrix::f32(qkv, outer), self.columns[0].start, t, d);

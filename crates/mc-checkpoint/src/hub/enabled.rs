@@ -138,7 +138,7 @@ fn folders(snapshot: &Path) -> (String, Vec<String>) {
         #[serde(default)]
         path: String,
     }
-    let modules = read_limited(&snapshot.join(MODULES)).ok().flatten();
+    let modules = read_limited(snapshot.join(MODULES)).ok().flatten();
     let modules: Option<Vec<Module>> = modules.and_then(|text| serde_json::from_slice(&text).ok());
     let folder = |module: Module| {
         let parts = module.path.split('/').filter(|part| !matches!(*part, "" | "."));
@@ -162,7 +162,7 @@ fn complete(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
     let has = |name: &str| model.join(name).is_file();
     let all = if has("config.json") {
         has(WEIGHTS) || {
-            let text = read_limited(&model.join(INDEX)).ok()??;
+            let text = read_limited(model.join(INDEX)).ok()??;
             shards(INDEX, &text).ok()?.keys().all(|shard| has(shard))
         }
     } else {

@@ -76,6 +76,23 @@ fn a_person_reads_a_table_and_progress_is_apart() {
 }
 
 #[test]
+fn what_is_no_training_is_not_timed() {
+    let place = Place::new();
+    // Before any of them is made.
+    place.set("model/config.json", "max_position_embeddings", Some(1_000_000.into()));
+    let run = place.run("bench --model model --train --repeat 1 --batch 4096 --seq 1000000");
+    assert!(run.status != 0 && run.stderr.contains("a batch of 4096000000 tokens takes at least"), "{run:?}");
+    let path = place.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].fill(0xFF);
+    std::fs::write(&path, bytes).unwrap();
+    let run = place.run("bench --model model --train --repeat 1 --batch 1 --seq 8");
+    let told = run.stderr.contains("the loss is NaN: what was timed is no training");
+    assert!(run.status == 2 && told && run.stdout.is_empty(), "{run:?}");
+}
+
+#[test]
 fn texts_are_timed() {
     let place = Place::with_encoder("bert-mean");
     std::fs::write(place.path("notes.txt"), "metal candle\nthe river below the bridge\n\n").unwrap();

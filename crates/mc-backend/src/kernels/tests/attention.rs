@@ -15,7 +15,15 @@ type Sizes = (usize, usize, usize, usize, usize, usize);
 
 fn sizes() -> impl Strategy<Value = Sizes> {
     let dim = prop_oneof![4 => 1usize..35, 1 => Just(64), 1 => Just(80), 1 => Just(128)];
-    (1usize..3, prop_oneof![1usize..8, 1usize..110], 0usize..60, 1usize..3, 1usize..4, dim)
+    let group = prop_oneof![4 => 1usize..4, 1 => 4usize..9];
+    (
+        1usize..3,
+        prop_oneof![1usize..8, 1usize..110],
+        prop_oneof![8 => 0usize..60, 1 => 200usize..400],
+        1usize..3,
+        group,
+        dim,
+    )
 }
 
 /// With padding, texts that fill the one row, or neither, and sometimes a relative bias.
