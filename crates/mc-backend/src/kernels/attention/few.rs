@@ -71,7 +71,7 @@ fn decode_of<T: Number>(s: &Shape, q: View, keys: &KeyValues<T>, out: &mut [f32]
     }
 }
 
-/// The keys of a part, none beyond the last: parts are alike, and begin with whole vectors of scores.
+/// The keys of a part, none beyond the last: parts are as long as each other, of whole vectors of scores, but for the last.
 fn part(seen: &Range<usize>, part: usize) -> Range<usize> {
     let len = seen.len().div_ceil(seen.len().div_ceil(PART).max(1)).next_multiple_of(LANES);
     let start = (seen.start + part * len).min(seen.end);
