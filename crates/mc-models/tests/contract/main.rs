@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod adapters;
+mod halves;
 mod passes;
 mod tiny;
 

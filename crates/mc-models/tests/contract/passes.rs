@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Sums of another order differ in their last bits; logits are of size 1 to 50.
 const CLOSE: Tolerance = Tolerance { absolute: 1e-5, relative: 2e-6 };
 
-fn cache(model: &dyn CausalLM, batch_size: usize, initial_capacity: usize) -> Result<KVCache> {
+pub(crate) fn cache(model: &dyn CausalLM, batch_size: usize, initial_capacity: usize) -> Result<KVCache> {
     KVCache::new(model, KVCacheConfig { batch_size, initial_capacity, ..KVCacheConfig::default() })
 }
 
@@ -20,7 +20,7 @@ fn columns(ids: &[u32], t: usize, from: usize, to: usize) -> Vec<u32> {
 }
 
 /// The logits of a batch fed in chunks.
-fn in_chunks(
+pub(crate) fn in_chunks(
     model: &dyn CausalLM,
     ids: &[u32],
     t: usize,
